@@ -1,0 +1,46 @@
+"""Configuration of the training data."""
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+
+class DataConfig(BaseModel):
+    """Which shards are read, in what order, and how they become batches.
+
+    Exactly one of `batch_samples` and `batch_tokens` is set: samples of a batch, or text tokens of
+    a batch with padding counted.
+
+    max_tokens: samples with a longer row are rejected and counted.
+    split_turns: each question/answer turn of a sample becomes a row of its own, which sees the
+        sample's pictures and not the other turns; the pictures are encoded once for all of them.
+        For independent questions about a picture, not for conversations.
+    max_turns: with `split_turns`, at most this many turns of a sample, drawn anew each epoch.
+    pool_batches: batches made from one pool of samples; within a pool, samples of like length
+        share a batch.
+    shuffle_shards: shards whose samples are shuffled together.
+    max_bad_fraction: the run stops when more of the samples read than this are rejected.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    train: tuple[Path, ...] = Field(min_length=1)
+    validation: tuple[Path, ...] = ()
+    batch_samples: PositiveInt | None = None
+    batch_tokens: PositiveInt | None = None
+    max_tokens: PositiveInt
+    split_turns: bool = False
+    max_turns: PositiveInt | None = None
+    pool_batches: PositiveInt = 16
+    shuffle_shards: PositiveInt = 8
+    num_workers: int = Field(default=0, ge=0)
+    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.batch_samples is None) == (self.batch_tokens is None):
+            raise ValueError("set exactly one of batch_samples and batch_tokens")
+        if self.max_turns is not None and not self.split_turns:
+            raise ValueError("max_turns draws from split turns: set split_turns as well")
+        return self

@@ -1,0 +1,153 @@
+"""Samples to encoded rows: a chat for next-token training, or a picture and a text to contrast."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from data.config import DataConfig
+from data.schema import ImagePart, Message, RawSample, Sample, TextPart
+from encoders.tiling import TiledImage
+from vlm.chat.processor import Processor
+from vlm.errors import UserError
+from vlm.images import read_image
+from vlm.inputs import Example
+
+Supervision = Literal["assistant", "all"]
+
+
+@dataclass(frozen=True)
+class ChatRows:
+    """The rows of one sample: its whole chat, or its turns one by one; they share its pictures."""
+
+    key: str
+    examples: tuple[Example, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Text tokens of all rows, padded to the longest."""
+        return len(self.examples) * max(len(example.input_ids) for example in self.examples)
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """A picture and a text that belong together.
+
+    text_ids: (S,) int64, ending with the end-of-text token.
+    """
+
+    key: str
+    image: TiledImage
+    text_ids: Tensor
+
+    @property
+    def num_tokens(self) -> int:
+        """Text tokens of the row."""
+        return len(self.text_ids)
+
+
+class ChatEncoder:
+    """Encode a sample as one chat, or as one row per turn, as `DataConfig.split_turns` says."""
+
+    def __init__(self, processor: Processor, config: DataConfig, supervision: Supervision) -> None:
+        self.processor = processor
+        self.config = config
+        self.supervision = supervision
+
+    def __call__(self, raw: RawSample, rng: random.Random) -> ChatRows:
+        """Return the encoded rows; the same `rng` gives the same rows.
+
+        Raises:
+            UserError: a picture cannot be read, a row exceeds `max_tokens`, or a sample for text
+                training has pictures.
+        """
+        if self.supervision == "all" and raw.images:
+            raise UserError("text training reads text-only samples, and this one has pictures")
+        images = [self.processor.tile(read_image(content)) for content in raw.images]
+        chats = [raw.sample.messages]
+        if self.config.split_turns:
+            chats = single_turns(raw.sample.messages)
+            most = self.config.max_turns
+            if most is not None and most < len(chats):
+                chats = rng.sample(chats, most)
+        return ChatRows(raw.key, tuple(self._row(chat, images) for chat in chats))
+
+    def _row(self, messages: Sequence[Message], images: Sequence[TiledImage]) -> Example:
+        example = self.processor.encode(messages, images)
+        if len(example.input_ids) > self.config.max_tokens:
+            raise UserError(
+                f"{len(example.input_ids)} tokens, more than max_tokens {self.config.max_tokens}"
+            )
+        if self.supervision == "all":
+            everything = torch.ones_like(example.loss_mask)
+            return Example(example.input_ids, everything, example.images)
+        return example
+
+
+class PairEncoder:
+    """Encode a sample as its first picture and one text.
+
+    The text is one of the sample's captions, drawn anew each epoch; where it has none, its
+    questions and answers in a new order, as many as fit into `max_tokens`.
+    """
+
+    def __init__(self, processor: Processor, max_tokens: int) -> None:
+        self.processor = processor
+        self.max_tokens = max_tokens
+
+    def __call__(self, raw: RawSample, rng: random.Random) -> PairRow:
+        """Return the encoded pair; the same `rng` gives the same pair.
+
+        Raises:
+            UserError: the sample has no picture, or it cannot be read.
+        """
+        if not raw.images:
+            raise UserError("a text-only sample has no picture to contrast")
+        picture = self.processor.tile(read_image(raw.images[0]))
+        text_ids = self._text_ids(raw.sample, rng)
+        return PairRow(raw.key, picture, torch.tensor(text_ids))
+
+    def _text_ids(self, sample: Sample, rng: random.Random) -> list[int]:
+        tokenizer = self.processor.tokenizer
+        room = self.max_tokens - 1
+        pairs = question_answers(sample)
+        captions = [answer for _, answer, kind in pairs if kind == "caption"]
+        if captions:
+            return [*tokenizer.encode(rng.choice(captions))[:room], tokenizer.eot_id]
+        texts = [f"{question} {answer}" for question, answer, _ in pairs]
+        rng.shuffle(texts)
+        ids: list[int] = []
+        for piece in tokenizer.encode_batch(texts):
+            if len(ids) + len(piece) > room:
+                break
+            ids += piece
+        return [*ids, tokenizer.eot_id]
+
+
+def question_answers(sample: Sample) -> list[tuple[str, str, str | None]]:
+    """Each assistant turn as (what the user said before it, its text, its type)."""
+    pairs: list[tuple[str, str, str | None]] = []
+    question = ""
+    for message in sample.messages:
+        if message.role == "assistant":
+            kind = sample.turns[len(pairs)].type if sample.turns else None
+            pairs.append((question, message.text, kind))
+        else:
+            question = message.text
+    return pairs
+
+
+def single_turns(messages: Sequence[Message]) -> list[tuple[Message, ...]]:
+    """Make a chat of each question/answer turn: the system message, the images, the turn."""
+    system = tuple(message for message in messages[:1] if message.role == "system")
+    turns = list(zip(messages[len(system) :: 2], messages[len(system) + 1 :: 2], strict=True))
+    image_parts = [p for user, _ in turns for p in user.content if isinstance(p, ImagePart)]
+    chats: list[tuple[Message, ...]] = []
+    for user, assistant in turns:
+        words = [part for part in user.content if isinstance(part, TextPart)]
+        question = user.model_copy(update={"content": (*image_parts, *words)})
+        chats.append((*system, question, assistant))
+    return chats

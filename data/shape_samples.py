@@ -1,0 +1,76 @@
+"""Rendered scenes as samples and as packed shards."""
+
+import io
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from data.pack import Manifest, pack
+from data.schema import ImagePart, Message, RawSample, Sample, TextPart, Turn
+from data.shape_questions import questions
+from data.shapes import DEFAULT_SCENES, Scene, SceneConfig, caption, make_scene, render
+
+Content = Literal["questions", "captions", "both", "text"]
+CAPTION_REQUEST = "Describe the image."
+
+
+def write_scenes(
+    out: Path,
+    num_scenes: int,
+    seed: int,
+    config: SceneConfig = DEFAULT_SCENES,
+    content: Content = "questions",
+    samples_per_shard: int = 1000,
+) -> Manifest:
+    """Render scenes and pack them; equal arguments write equal bytes.
+
+    Raises:
+        UserError: `out` is not empty.
+    """
+    samples = scene_samples(num_scenes, seed, config, content)
+    return pack(samples, out, samples_per_shard=samples_per_shard, total=num_scenes)
+
+
+def scene_samples(
+    num_scenes: int, seed: int, config: SceneConfig, content: Content
+) -> Iterator[RawSample]:
+    """Yield scenes as samples; the n-th depends on the seed and n only."""
+    for index in range(num_scenes):
+        rng = random.Random(f"{seed}/{index}")
+        scene = make_scene(rng, config)
+        yield scene_sample(scene, rng, f"scene-{seed}-{index:06d}", config, content)
+
+
+def scene_sample(
+    scene: Scene,
+    rng: random.Random,
+    key: str,
+    config: SceneConfig = DEFAULT_SCENES,
+    content: Content = "questions",
+) -> RawSample:
+    """One scene as a chat about its picture.
+
+    `questions` gives a turn for each question, `captions` one that asks for a description, `both`
+    the description first and then the questions. `text` is `both` without the picture.
+    """
+    asked = [] if content == "captions" else questions(scene, rng, config)
+    pairs = [(question.text, question.answer, str(question.type)) for question in asked]
+    if content != "questions":
+        pairs.insert(0, (CAPTION_REQUEST, caption(scene), "caption"))
+    picture = () if content == "text" else (ImagePart(),)
+    messages: list[Message] = []
+    for text, answer, _ in pairs:
+        front = () if messages else picture
+        messages.append(Message(role="user", content=(*front, TextPart(text=text))))
+        messages.append(Message(role="assistant", content=(TextPart(text=answer),)))
+    turns = tuple(Turn(type=kind, answers=(answer,)) for _, answer, kind in pairs)
+    sample = Sample(messages=tuple(messages), turns=turns, source="shapes")
+    return RawSample(key=key, sample=sample, images=[png_bytes(scene)] if picture else [])
+
+
+def png_bytes(scene: Scene) -> bytes:
+    """A scene's picture as a PNG file."""
+    buffer = io.BytesIO()
+    render(scene).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

@@ -1,0 +1,205 @@
+"""A contact sheet: what is in a folder of shards, as one HTML page that needs nothing else."""
+
+import base64
+import io
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+
+from PIL import Image
+
+from data.pack import Manifest
+from data.schema import ImagePart, Message, RawSample, TextPart, Turn
+from data.shards import read_shard
+from vlm.images import ImageError, read_image
+
+THUMBNAIL_PX = 320
+OPEN_TURNS = 5  # longer chats fold the rest away
+MAX_SHARDS = 6  # shards that are read for a sheet, spread over all of them
+
+
+def contact_sheet(folders: Sequence[Path], limit: int = 60) -> str:
+    """Show samples of folders of shards, spread evenly over each.
+
+    Args:
+        limit: samples to show of each folder.
+    Returns:
+        an HTML page; pictures are thumbnails inside it.
+    Raises:
+        UserError: a folder has no manifest, or a shard differs from it.
+    """
+    sections = "\n".join(_section(folder, limit) for folder in folders)
+    title = escape(", ".join(folder.name for folder in folders))
+    return _PAGE.format(title=title, style=_STYLE, sections=sections)
+
+
+def spread(num_items: int, limit: int) -> list[int]:
+    """At most `limit` indices of `num_items`, evenly spaced, the first among them.
+
+    >>> spread(10, 3)
+    [0, 3, 6]
+    """
+    num_chosen = min(num_items, limit)
+    return [index * num_items // num_chosen for index in range(num_chosen)]
+
+
+def _section(folder: Path, limit: int) -> str:
+    manifest = Manifest.read(folder)
+    cards = [_card(raw, shard) for raw, shard in _chosen(folder, manifest, limit)]
+    facts = [
+        f"samples: {manifest.num_samples:,}",
+        f"pictures: {manifest.num_images:,}",
+        f"questions: {manifest.num_turns:,}",
+        f"shards: {len(manifest.shards)}",
+        f"rejects: {manifest.num_rejects:,}",
+        f"data: {manifest.sha256[:12]}",
+        f"shown: {len(cards)}",
+    ]
+    items = "".join(f"<li>{fact}</li>" for fact in facts)
+    return (
+        f"<section><h1>{escape(folder.name)}</h1><ul class=facts>{items}</ul>"
+        f"<div class=grid>{''.join(cards)}</div></section>"
+    )
+
+
+def _chosen(folder: Path, manifest: Manifest, limit: int) -> Iterator[tuple[RawSample, str]]:
+    """Yield samples and their shards' names, spread evenly over evenly spread shards."""
+    # Large shards are slow to read, so a few stand for all; of tiny ones as many as hold `limit`.
+    enough = -(-limit * len(manifest.shards) // manifest.num_samples)
+    chosen = spread(len(manifest.shards), max(MAX_SHARDS, enough))
+    entries = [manifest.shards[index] for index in chosen]
+    wanted = spread(sum(entry.num_samples for entry in entries), limit)
+    start = 0
+    for entry in entries:
+        inside = [index - start for index in wanted if 0 <= index - start < entry.num_samples]
+        samples = read_shard(folder, entry) if inside else []
+        yield from ((samples[index], entry.name) for index in inside)
+        start += entry.num_samples
+
+
+def _card(raw: RawSample, shard: str) -> str:
+    pictures = "".join(_picture(content) for content in raw.images)
+    turns = _turns(raw)
+    shown, folded = "".join(turns[:OPEN_TURNS]), "".join(turns[OPEN_TURNS:])
+    if folded:
+        rest = len(turns) - OPEN_TURNS
+        folded = f"<details><summary>{rest} more</summary>{folded}</details>"
+    source = f" &middot; {escape(raw.sample.source)}" if raw.sample.source else ""
+    return (
+        f"<article>{f'<div class=pictures>{pictures}</div>' if pictures else ''}"
+        f"<div class=chat>{shown}{folded}</div>"
+        f"<footer><b>{escape(raw.key)}</b>{source} &middot; {escape(shard)}</footer></article>"
+    )
+
+
+def _picture(content: bytes) -> str:
+    try:
+        image = read_image(content)
+    except ImageError as error:
+        return f"<figure class=bad>{escape(str(error))}</figure>"
+    width_px, height_px = image.size
+    size = f"{width_px} &times; {height_px} px, {len(content) / 1000:.1f} kB"
+    style = " class=pixels" if max(image.size) <= THUMBNAIL_PX // 2 else ""
+    return (
+        f'<figure><img{style} src="{_data_uri(image)}" alt="" loading=lazy>'
+        f"<figcaption>{size}</figcaption></figure>"
+    )
+
+
+def _data_uri(image: Image.Image) -> str:
+    small = max(image.size) <= THUMBNAIL_PX // 2
+    image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    buffer = io.BytesIO()
+    # Small pictures are often drawn: PNG keeps their edges, and is smaller there.
+    image.save(buffer, "PNG" if small else "JPEG")
+    kind = "png" if small else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _turns(raw: RawSample) -> list[str]:
+    """The chat as HTML, one piece for each answer with all that comes before it."""
+    labels = iter(raw.sample.turns or [Turn()] * raw.sample.num_turns)
+    pieces = []
+    before = ""
+    for message in raw.sample.messages:
+        if message.role == "assistant":
+            pieces.append(f"{before}{_answer(message, next(labels))}")
+            before = ""
+        else:
+            before += f'<p class="{message.role}">{_words(message)}</p>'
+    return pieces
+
+
+def _words(message: Message) -> str:
+    words = []
+    for part in message.content:
+        if isinstance(part, ImagePart):
+            words.append("<i class=image>image</i>")
+        elif isinstance(part, TextPart):
+            words.append(escape(part.text))
+    return " ".join(words)
+
+
+def _answer(message: Message, turn: Turn) -> str:
+    # A stable colour for each type: the sheet is scanned by eye.
+    hue = sum(map(ord, turn.type)) * 47 % 360 if turn.type else 0
+    chip = f'<b class=type style="--hue:{hue}">{escape(turn.type)}</b>' if turn.type else ""
+    accepted = ""
+    if set(turn.answers) - {message.text}:
+        counted = Counter(turn.answers).most_common()
+        words = [f"{escape(a)}{f' &times;{n}' if n > 1 else ''}" for a, n in counted]
+        accepted = f"<small>accepted: {', '.join(words)}</small>"
+    return f"<p class=assistant>{chip}{_words(message)}{accepted}</p>"
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+{sections}
+</body>
+</html>
+"""
+
+_STYLE = """
+:root { color-scheme: light dark; --line: light-dark(#e3e3de, #33353a);
+  --card: light-dark(#fff, #1d1f23); --quiet: light-dark(#6b6f76, #9aa0a8); }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1500px; padding: 2rem 1.5rem 4rem;
+  font: 14px/1.45 system-ui, sans-serif;
+  background: light-dark(#f6f6f2, #131417); color: light-dark(#1c1e21, #e8e8e4); }
+h1 { font-size: 1.6rem; margin: 1rem 0 .2rem; overflow-wrap: anywhere; }
+.facts { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; list-style: none;
+  margin: 0 0 1.4rem; padding: 0; color: var(--quiet); }
+.grid { columns: 290px; column-gap: 1rem; }
+article { break-inside: avoid; margin: 0 0 1rem; border: 1px solid var(--line);
+  border-radius: 10px; background: var(--card); overflow: hidden; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(110px, 1fr));
+  gap: 1px; background: var(--line); }
+figure { margin: 0; background: var(--card); text-align: center; }
+figure.bad { padding: 1rem; color: #c0392b; }
+img { display: block; margin: 0 auto; max-width: 100%; max-height: 320px; }
+img.pixels { width: 160px; max-width: 100%; image-rendering: pixelated; padding: 8px 0; }
+figcaption, footer, small { color: var(--quiet); font-size: 11.5px; }
+figcaption { padding: 3px; }
+.chat { padding: .5rem .8rem; overflow-wrap: anywhere; white-space: pre-line; }
+p { margin: .3rem 0; }
+.user { color: var(--quiet); }
+.system { font-style: italic; border-left: 3px solid var(--line); padding-left: .5rem; }
+.assistant { padding-left: .7rem; border-left: 3px solid light-dark(#c9d8ee, #34507a); }
+.assistant small { display: block; }
+.image { font-style: normal; font-size: 11px; padding: 0 .4em; border: 1px solid var(--line);
+  border-radius: 4px; }
+.type { float: right; margin-left: .5rem; padding: 0 .55em; border-radius: 99px;
+  font-size: 11px; font-weight: 600; line-height: 1.7;
+  background: light-dark(hsl(var(--hue) 55% 90%), hsl(var(--hue) 30% 25%));
+  color: light-dark(hsl(var(--hue) 60% 28%), hsl(var(--hue) 60% 82%)); }
+summary { cursor: pointer; color: var(--quiet); padding: .2rem 0; }
+footer { border-top: 1px solid var(--line); padding: .35rem .8rem; overflow-wrap: anywhere; }
+"""

@@ -1,0 +1,81 @@
+"""Configuration of the tiled local/global vision encoder and of the contrastive text tower."""
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+# Per-channel statistics of CLIP's training pictures, range 0..1:
+# https://github.com/openai/CLIP/blob/main/clip/clip.py
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class VisionConfig(BaseModel):
+    """Shape of the vision encoder; the defaults of optional fields are Llama 3.2 Vision's.
+
+    `intermediate_layers` names local layers by the state that *enters* them, as Llama 3.2 does:
+    index 3 is the output of the third local layer.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tile_size_px: PositiveInt
+    patch_size_px: PositiveInt
+    max_num_tiles: PositiveInt
+    hidden_size: PositiveInt
+    intermediate_size: PositiveInt
+    num_heads: PositiveInt
+    num_local_layers: PositiveInt
+    num_global_layers: int = Field(ge=0)
+    intermediate_layers: tuple[int, ...]
+    local_attention: Literal["tile", "image"] = "tile"
+    norm_eps: float = Field(default=1e-5, gt=0)
+    image_mean: tuple[float, float, float] = CLIP_MEAN
+    image_std: tuple[float, float, float] = CLIP_STD
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of one tile."""
+        return (self.tile_size_px // self.patch_size_px) ** 2
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of one tile, `N`: one class token and the patches."""
+        return 1 + self.num_patches
+
+    @property
+    def output_size(self) -> int:
+        """Width of a token's features: the final state and every intermediate state."""
+        return self.hidden_size * (1 + len(self.intermediate_layers))
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.tile_size_px % self.patch_size_px:
+            raise ValueError(
+                f"tile_size_px {self.tile_size_px} is not a multiple of "
+                f"patch_size_px {self.patch_size_px}"
+            )
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
+            )
+        outside = [i for i in self.intermediate_layers if not 0 <= i < self.num_local_layers]
+        if outside:
+            raise ValueError(
+                f"intermediate_layers {outside} are outside 0..{self.num_local_layers - 1}, "
+                f"the {self.num_local_layers} local layers"
+            )
+        return self
+
+
+class TextTowerConfig(BaseModel):
+    """Shape of the contrastive stage's text tower (open_clip's text transformer)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    vocab_size: PositiveInt
+    max_tokens: PositiveInt
+    hidden_size: PositiveInt
+    num_layers: PositiveInt
+    num_heads: PositiveInt
+    embedding_size: PositiveInt

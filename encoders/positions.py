@@ -1,0 +1,65 @@
+"""Gated position embeddings of tiles and patches, as in Llama 3.2 Vision.
+
+Axes: `T` tiles (of all images, one after the other), `N` tokens of a tile, `D` width.
+Each tile is told where it lies by two integers: the `aspect_ratio_id` of its image's canvas
+(1-based; row 0 of the tables stands for "no image" in Llama 3.2's checkpoints) and its index on
+that canvas.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from encoders.config import VisionConfig
+from encoders.tiling import supported_canvases
+
+
+def num_aspect_ratio_rows(max_num_tiles: int) -> int:
+    """Rows of an aspect-ratio table: the supported canvases and the row for "no image"."""
+    return len(supported_canvases(max_num_tiles)) + 1
+
+
+class TilePositionEmbedding(nn.Module):
+    """Add a vector for the canvas and the tile's place on it, behind a tanh gate (0 at start)."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.max_num_tiles = config.max_num_tiles
+        rows = num_aspect_ratio_rows(config.max_num_tiles)
+        self.embedding = nn.Embedding(rows, config.max_num_tiles * config.hidden_size)
+        self.gate = nn.Parameter(torch.zeros(1))
+
+    def forward(self, hidden: Tensor, aspect_ratio_ids: Tensor, tile_index: Tensor) -> Tensor:
+        """Return `hidden` (T, N, D) plus each tile's vector.
+
+        Args:
+            aspect_ratio_ids: (T,) int64, of the image that the tile belongs to.
+            tile_index: (T,) int64, the tile's index on its canvas.
+        """
+        table = self.embedding.weight.view(-1, self.max_num_tiles, hidden.shape[-1])
+        offsets = table[aspect_ratio_ids, tile_index]  # (T, D)
+        return hidden + self.gate.tanh() * offsets.unsqueeze(1)
+
+
+class PatchPositionEmbedding(nn.Module):
+    """Add a vector for the token's place in its tile, blended with one for its place on the canvas.
+
+    The gate starts at 0: every tile then gets the same embeddings; opening it moves the weight to
+    the table that knows the canvas.
+    """
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.max_num_tiles = config.max_num_tiles
+        rows = num_aspect_ratio_rows(config.max_num_tiles)
+        width = config.hidden_size
+        self.embedding = nn.Parameter(width**-0.5 * torch.randn(config.num_tokens, width))
+        self.tile_embedding = nn.Embedding(rows, config.max_num_tiles * config.num_tokens * width)
+        self.gate = nn.Parameter(torch.zeros(1))
+
+    def forward(self, hidden: Tensor, aspect_ratio_ids: Tensor, tile_index: Tensor) -> Tensor:
+        """Return `hidden` (T, N, D) plus each token's vector; arguments as above."""
+        gate = self.gate.tanh()
+        num_tokens, width = self.embedding.shape
+        table = self.tile_embedding.weight.view(-1, self.max_num_tiles, num_tokens, width)
+        hidden = hidden + (1 - gate) * self.embedding
+        return hidden + gate * table[aspect_ratio_ids, tile_index]  # (T, N, D)

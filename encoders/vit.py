@@ -1,0 +1,99 @@
+"""The tiled vision encoder: local layers within a tile, gated global layers over an image.
+
+Axes: `T` tiles (of all images, one after the other), `N` tokens of a tile (class token, then
+patches row by row), `D` width. Architecture: Llama 3.2 Vision (https://arxiv.org/abs/2407.21783,
+section 7.2); tiles that hold no picture do not exist here.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from encoders.blocks import TileGroups, VisionBlock
+from encoders.config import VisionConfig
+from encoders.positions import PatchPositionEmbedding, TilePositionEmbedding
+
+
+class VisionEncoder(nn.Module):
+    """Turn the tiles of any number of images into token features."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.hidden_size
+        self.patch_embedding = nn.Conv2d(
+            3, width, config.patch_size_px, stride=config.patch_size_px, bias=False
+        )
+        self.class_embedding = nn.Parameter(width**-0.5 * torch.randn(width))
+        self.pre_tile_embedding = TilePositionEmbedding(config)
+        self.patch_position_embedding = PatchPositionEmbedding(config)
+        self.post_tile_embedding = TilePositionEmbedding(config)
+        self.layernorm_pre = nn.LayerNorm(width)
+        self.layernorm_post = nn.LayerNorm(width)
+        self.local_layers = nn.ModuleList(
+            VisionBlock(config, gated=False) for _ in range(config.num_local_layers)
+        )
+        self.global_layers = nn.ModuleList(
+            VisionBlock(config, gated=True) for _ in range(config.num_global_layers)
+        )
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Draw every weight matrix anew, preserving variance; position gates stay closed."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        # Residual branches start small so that depth does not scale the stream up (GPT-2, 2.3).
+        depth = len(self.local_layers) + len(self.global_layers)
+        for block in [*self.local_layers, *self.global_layers]:
+            block.self_attn.o_proj.weight.data.div_(math.sqrt(2 * depth))
+            block.fc2.weight.data.div_(math.sqrt(2 * depth))
+
+    def forward(self, pixels: Tensor, num_tiles: Tensor, aspect_ratio_ids: Tensor) -> Tensor:
+        """Encode all tiles of a batch of images.
+
+        Args:
+            pixels: (T, 3, tile_size_px, tile_size_px) uint8.
+            num_tiles: (images,) int64, tiles of each image; sums to T.
+            aspect_ratio_ids: (images,) int64, 1-based ids of the images' canvases.
+        Returns:
+            (T, N, output_size): the final state, then each intermediate state interleaved
+            channel by channel, the layout of Llama 3.2's checkpoints.
+        """
+        counts = num_tiles.tolist()
+        groups = TileGroups(counts, pixels.device)
+        tile_ids = aspect_ratio_ids.repeat_interleave(num_tiles)  # (T,)
+        tile_index = torch.cat([torch.arange(c, device=pixels.device) for c in counts])  # (T,)
+
+        hidden = self.patch_embedding(self._normalise(pixels)).flatten(2).transpose(1, 2)
+        hidden = self.pre_tile_embedding(hidden, tile_ids, tile_index)  # (T, N-1, D)
+        class_token = self.class_embedding.expand(len(hidden), 1, -1)
+        hidden = torch.cat([class_token.to(hidden.dtype), hidden], dim=1)  # (T, N, D)
+        hidden = self.patch_position_embedding(hidden, tile_ids, tile_index)
+        hidden = self.layernorm_pre(hidden)
+
+        local_groups = groups if self.config.local_attention == "image" else None
+        entering: list[Tensor] = []
+        for layer in self.local_layers:
+            entering.append(hidden)
+            hidden = layer(hidden, local_groups)
+        hidden = self.post_tile_embedding(self.layernorm_post(hidden), tile_ids, tile_index)
+        for layer in self.global_layers:
+            hidden = layer(hidden, groups)
+
+        if not self.config.intermediate_layers:
+            return hidden
+        states = torch.stack([entering[i] for i in self.config.intermediate_layers], dim=-1)
+        return torch.cat([hidden, states.flatten(2)], dim=-1)  # (T, N, output_size)
+
+    def _normalise(self, pixels: Tensor) -> Tensor:
+        """uint8 pixels to the weights' dtype, normalised by the configured mean and deviation."""
+        weight = self.patch_embedding.weight
+        mean = torch.tensor(self.config.image_mean, device=pixels.device).view(3, 1, 1)
+        std = torch.tensor(self.config.image_std, device=pixels.device).view(3, 1, 1)
+        return ((pixels.float() / 255 - mean) / std).to(weight.dtype)

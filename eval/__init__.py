@@ -1,0 +1,1 @@
+"""Measuring models: predictions on question shards, metrics, baselines, reports."""

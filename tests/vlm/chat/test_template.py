@@ -1,0 +1,153 @@
+"""Templates: what they write around words and images, in all their dialects, and in a cage."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vlm.chat.template import LLAMA3_TEMPLATE, ChatTemplate, Slot, Structure
+from vlm.chat.tokenizer import Tokenizer
+from vlm.errors import UserError
+
+CHAT: Structure = (
+    ("system", ("text",)),
+    ("user", ("image", "text", "image")),
+    ("assistant", ("text",)),
+)
+# For chats of text alone: adds to the content, hence fails on a list of parts.
+TEXT_ONLY = (
+    "{{ bos_token }}{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] | trim }}"
+    "</s>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+# For lists of parts alone: finds nothing in a string.
+PARTS_ONLY = (
+    "{% for m in messages %}{{ m['role'] }}:{% for p in m['content'] %}"
+    "{% if p['type'] == 'image' %}<|image|>{% else %} {{ p['text'] }}{% endif %}{% endfor %}"
+    "{{ '\n' }}{% endfor %}"
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(["a"], 300)
+
+
+def header(role: str) -> str:
+    return f"<|start_header_id|>{role}<|end_header_id|>\n\n"
+
+
+def test_llama3_form() -> None:
+    template = ChatTemplate(LLAMA3_TEMPLATE)
+    expected = (
+        "<|begin_of_text|>" + header("system"),
+        Slot(0, 0),
+        "<|eot_id|>" + header("user") + "<|image|>",
+        Slot(1, 1),
+        "<|image|><|eot_id|>" + header("assistant"),
+        Slot(2, 2),
+        "<|eot_id|>",
+    )
+    assert template.skeleton(CHAT) == expected
+    prompt = template.skeleton(CHAT, add_generation_prompt=True)
+    assert prompt == (*expected[:-1], "<|eot_id|>" + header("assistant"))
+    assert template.skeleton(CHAT[:2], add_generation_prompt=True) == expected[:-2]
+
+
+def test_a_template_for_text_alone_shows_images_and_its_trimming_is_noticed() -> None:
+    template = ChatTemplate(TEXT_ONLY, {"bos_token": "<s>"})
+    assert template.skeleton(CHAT, add_generation_prompt=True) == (
+        "<s><system>",
+        Slot(0, 0, trims_left=True, trims_right=True),
+        "</s><user><|image|>",
+        Slot(1, 1),
+        "<|image|></s><assistant>",
+        Slot(2, 2, trims_left=True, trims_right=True),
+        "</s><assistant>",
+    )
+    trimmed_on_the_right = template.skeleton((("user", ("image", "text")),))[1]
+    assert trimmed_on_the_right == Slot(0, 0, trims_left=False, trims_right=True)
+
+
+def test_a_template_for_parts_alone_gets_parts() -> None:
+    pieces = ChatTemplate(PARTS_ONLY).skeleton((("user", ("text",)), ("user", ("text", "image"))))
+    assert pieces == ("user: ", Slot(0, 0), "\nuser: ", Slot(1, 1), "<|image|>\n")
+
+
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [
+        ("{{ raise_exception('Roles must alternate.') }}", "Roles must alternate"),
+        ("Hello", r"the text of message 0 \(user\) 0 times"),
+        ("{{ 2 * messages[0]['content'] }}", r"the text of message 0 \(user\) 2 times"),
+        ("{{ messages[0]['content'] }}<|image|>", r"1 <\|image\|> for 0 images"),
+        ("{% if %}", "TemplateSyntaxError"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+        ("{{ missing.name }}", "UndefinedError"),
+    ],
+)
+def test_a_template_that_does_not_show_the_chat_is_refused(source: str, complaint: str) -> None:
+    with pytest.raises(
+        UserError, match=rf"does not suit the messages user \(text\): .*{complaint}"
+    ):
+        ChatTemplate(source).skeleton((("user", ("text",)),))
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "{{ ''.__class__ }}",
+        "{{ ''['__class__'] }}",
+        "{{ ''|attr('__class__') }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ '{0.__class__}'.format('') }}",
+        "{{ raise_exception.__globals__ }}",
+        "{{ raise_exception.__globals__['re'] }}",
+        "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+        "{{ namespace.__init__.__globals__ }}",
+        "{% set n = namespace(__class__=1) %}{{ n }}",
+        "{{ self._TemplateReference__context }}",
+        "{{ messages.append({}) }}",
+        "{{ messages[0].update({'role': 'system'}) }}",
+        "{% import 'os' as os %}{{ os }}",
+        "{% include '/etc/hostname' %}",
+    ],
+)
+def test_a_hostile_template_reaches_nothing(attack: str) -> None:
+    """The sandbox refuses, or gives nothing where something was asked for."""
+    structure: Structure = (("user", ("text",)),)
+    harmless = ChatTemplate(LLAMA3_TEMPLATE).skeleton(structure)
+    try:
+        reached = ChatTemplate(LLAMA3_TEMPLATE + attack).skeleton(structure)
+    except UserError as error:
+        assert any(word in str(error) for word in ("SecurityError", "Undefined", "no loader"))
+    else:
+        assert reached == harmless
+
+
+def test_the_template_has_its_own_file_or_lies_in_the_config(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    tokenizer.save(tmp_path)
+    assert ChatTemplate.from_folder(tmp_path, tokenizer).source == LLAMA3_TEMPLATE
+    config = tmp_path / "tokenizer_config.json"
+    several = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
+    for content, expected in (("plain", "plain"), (several, "d"), (several[:1], LLAMA3_TEMPLATE)):
+        config.write_text(json.dumps({"chat_template": content}))
+        assert ChatTemplate.from_folder(tmp_path, tokenizer).source == expected
+    config.write_text(json.dumps({"chat_template": "from the config"}))
+    ChatTemplate("from the file {{ 'é' }}\n").save(tmp_path)
+    found = ChatTemplate.from_folder(tmp_path, tokenizer)
+    assert found.source == "from the file {{ 'é' }}\n"
+
+
+def test_a_folder_without_template_needs_the_tokens_of_llama3(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    tokenizer.save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(path.read_text("utf-8").replace("_header_id|>", "|>"), "utf-8")
+    with pytest.raises(
+        UserError, match=r"lacks <\|start_header_id\|>, <\|end_header_id\|>"
+    ) as info:
+        ChatTemplate.from_folder(tmp_path, Tokenizer.from_folder(tmp_path))
+    assert "chat_template.jinja" in str(info.value)

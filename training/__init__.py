@@ -1,0 +1,1 @@
+"""Stages, loop and state of training; the quickstart."""

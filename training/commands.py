@@ -1,0 +1,111 @@
+"""`vlm train` and `vlm quickstart`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from vlm.errors import UserError
+
+app = typer.Typer(help="Train models.", no_args_is_help=True, add_completion=False)
+train = typer.Typer(help="Train one stage from its configuration.", no_args_is_help=True)
+app.add_typer(train, name="train")
+
+ConfigFile = Annotated[Path, typer.Option("--config", help="The stage's YAML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings to change, as dotted.key=value.")
+]
+Resume = Annotated[
+    str | None,
+    typer.Option(help="`auto` continues from the run folder's newest checkpoint, if any."),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show what would be trained, on what, and stop.")
+]
+
+
+@train.command("text")
+def train_text(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    resume: Resume = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Train the decoder's self-attention stack on text."""
+    _train("text", config, overrides or [], resume, dry_run)
+
+
+@train.command("encoder")
+def train_encoder(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    resume: Resume = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Train the vision encoder and a text tower on pictures and texts that belong together."""
+    _train("encoder", config, overrides or [], resume, dry_run)
+
+
+@train.command("align")
+def train_align(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    resume: Resume = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Train the projector and the cross-attention blocks between a frozen encoder and decoder."""
+    _train("align", config, overrides or [], resume, dry_run)
+
+
+@train.command("finetune")
+def train_finetune(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    resume: Resume = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Train everything on the assistant's turns."""
+    _train("finetune", config, overrides or [], resume, dry_run)
+
+
+@app.command("quickstart")
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Folder for shards, models and the report.")] = Path(
+        "runs/quickstart"
+    ),
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal figures.")] = 0,
+    minutes: Annotated[
+        float, typer.Option(min=1, help="Scales the training; 6 is the usual run.")
+    ] = 6,
+) -> None:
+    """Render scenes, train all four stages on them, evaluate, and write an HTML report."""
+    from training.quickstart import run_quickstart
+
+    run_quickstart(out, seed, minutes)
+
+
+def _train(
+    stage: Literal["text", "encoder", "align", "finetune"],
+    config_file: Path,
+    overrides: list[str],
+    resume: str | None,
+    dry_run: bool,
+) -> None:
+    from training.config import TrainConfig
+    from vlm.config import load_config
+
+    if resume not in (None, "auto"):
+        raise UserError(f"--resume takes auto, not {resume!r}")
+    config = load_config(TrainConfig, config_file, overrides)
+    if config.stage != stage:
+        raise UserError(
+            f"{config_file} is for stage {config.stage}; run `vlm train {config.stage}`"
+        )
+    if dry_run:
+        from training.dry_run import describe_run
+
+        print(describe_run(config))
+        return
+    from training.run import train_stage
+
+    train_stage(config, resume=resume == "auto")

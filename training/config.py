@@ -1,0 +1,105 @@
+"""Configuration of a training run."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+from data.config import DataConfig
+from encoders.config import TextTowerConfig
+from vlm.config import VLMConfig
+
+StageName = Literal["text", "encoder", "align", "finetune"]
+
+
+class InitFrom(BaseModel):
+    """The model folders a stage starts from; training/stages.py says which it takes.
+
+    decoder: for `align`, the folder of a text stage.
+    encoder: for `align`, the folder of an encoder stage.
+    model: for `finetune`, the folder of an align (or finetune) stage.
+    tokenizer: for `encoder`, a folder with a tokenizer; None trains one on the stage's texts.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    decoder: Path | None = None
+    encoder: Path | None = None
+    model: Path | None = None
+    tokenizer: Path | None = None
+
+
+class OptimConfig(BaseModel):
+    """AdamW and the learning-rate schedule (training/optim.py).
+
+    weight_decay: on matrices only.
+    clip_norm: the global gradient norm is clipped to this.
+    warmup_steps: the rate rises linearly over these.
+    decay_steps: for `warmup_stable_decay`, the last steps, over which the rate falls to zero.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    learning_rate: PositiveFloat
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: PositiveFloat = 1e-8
+    weight_decay: float = Field(default=0.1, ge=0)
+    clip_norm: PositiveFloat = 1.0
+    schedule: Literal["inverse_sqrt", "cosine", "warmup_stable_decay"] = "inverse_sqrt"
+    warmup_steps: PositiveInt
+    decay_steps: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.schedule == "warmup_stable_decay") != (self.decay_steps is not None):
+            raise ValueError("decay_steps belongs to schedule warmup_stable_decay, and to it alone")
+        return self
+
+
+class ContrastiveConfig(BaseModel):
+    """The encoder stage's objective: `clip` (softmax) or `siglip` (sigmoid), from open_clip."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    loss: Literal["clip", "siglip"] = "clip"
+    text_tower: TextTowerConfig
+
+
+class TrainConfig(BaseModel):
+    """One stage of training.
+
+    out: run folder; the finished model folder is `out` itself, checkpoints lie below it.
+    steps: optimizer steps.
+    gradient_accumulation: batches a step; the loss is weighted by supervised tokens, as if they
+        were one batch.
+    precision: `auto` is bf16 autocast on GPUs that have it, float32 elsewhere.
+    validate_every: None validates only at the end.
+    validation_batches: None takes the whole validation set.
+    keep_checkpoints: older ones are deleted.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stage: StageName
+    out: Path
+    model: VLMConfig
+    contrastive: ContrastiveConfig | None = None
+    init_from: InitFrom = InitFrom()
+    data: DataConfig
+    optim: OptimConfig
+    steps: PositiveInt
+    gradient_accumulation: PositiveInt = 1
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int = 0
+    log_every: PositiveInt = 10
+    validate_every: PositiveInt | None = None
+    validation_batches: PositiveInt | None = None
+    checkpoint_every: PositiveInt | None = None
+    keep_checkpoints: PositiveInt = 2
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.stage == "encoder") != (self.contrastive is not None):
+            raise ValueError("the section contrastive belongs to stage encoder, and to it alone")
+        return self

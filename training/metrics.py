@@ -1,0 +1,81 @@
+"""What a run reports: lines of JSON, TensorBoard, and live progress in the terminal."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Record figures by step, under `train` or `validation`, wherever someone may look.
+
+    `metrics.jsonl` gets one object a record; on resuming, records from the resumed step on are
+    dropped, so the file reads like that of an uninterrupted run.
+    """
+
+    def __init__(self, folder: Path, stage: str, steps: int, first_step: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / METRICS_FILE
+        kept = [r for r in read_metrics(path) if r["step"] <= first_step] if first_step else []
+        self._file = path.open("w")
+        for record in kept:
+            self._file.write(json.dumps(record) + "\n")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None)
+        self.console = Console(file=sys.stdout)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(compact=True),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._progress.add_task(stage, total=steps, completed=first_step, figures="")
+        self._stage = stage
+        self._steps = steps
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+        self._board.close()
+        self._file.close()
+
+    def record(self, step: int, split: str, figures: Mapping[str, float]) -> None:
+        """Write figures of a step (the number of steps done)."""
+        self._file.write(json.dumps({"step": step, "split": split, **figures}) + "\n")
+        self._file.flush()
+        for name, value in figures.items():
+            self._board.add_scalar(f"{split}/{name}", value, step)
+        line = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        if split == "train":
+            self._progress.update(self._task, completed=step, figures=line)
+        if split != "train" or not self.console.is_terminal:
+            self.message(f"{self._stage} {step}/{self._steps} {split}: {line}")
+
+    def message(self, line: str) -> None:
+        """Print a line above the progress bar."""
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a `metrics.jsonl`, in order; empty if there is none."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,0 +1,216 @@
+"""What a stage minimises: next-token cross-entropy, or the image-text contrastive loss.
+
+Axes: `B` batch, `S` text length, `V` vocabulary.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import torch
+import torch.nn.functional as F
+from open_clip.loss import ClipLoss, SigLipLoss
+from torch import Tensor, nn
+
+from data.collate import ChatBatch, PairBatch
+from encoders.vit import VisionEncoder
+from training.config import ContrastiveConfig
+from vlm.inputs import ImageInputs
+from vlm.model import VisionLanguageModel
+
+BatchT = TypeVar("BatchT", contravariant=True)
+
+# CLIP's start and bound of the temperature: https://arxiv.org/abs/2103.00020, section 2.5.
+CLIP_START_SCALE = 1 / 0.07
+MAX_SCALE = 100.0
+# SigLIP's start: https://arxiv.org/abs/2303.15343, section 3.
+SIGLIP_START_SCALE = 10.0
+SIGLIP_START_BIAS = -10.0
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A batch's loss, summed over `weight` terms; the optimised value is total / weight."""
+
+    total: Tensor
+    weight: Tensor
+
+
+class Objective(Protocol[BatchT]):
+    """How a stage turns a batch into a loss, and a validation set into figures."""
+
+    def weight(self, batch: BatchT) -> int:
+        """The number of terms in the batch's loss, known before the forward pass."""
+        ...
+
+    def loss(self, batch: BatchT) -> Loss:
+        """Forward pass; the batch lies on the model's device."""
+        ...
+
+    def validate(self, batches: Iterable[BatchT]) -> dict[str, float]:
+        """Figures over a validation set, `loss` among them."""
+        ...
+
+
+class NextToken:
+    """Cross-entropy of the supervised tokens.
+
+    Logits are computed where a token is supervised and nowhere else.
+    """
+
+    def __init__(self, model: VisionLanguageModel) -> None:
+        self.model = model
+
+    def weight(self, batch: ChatBatch) -> int:
+        """Supervised tokens."""
+        return int(batch.loss_mask.sum())
+
+    def loss(self, batch: ChatBatch) -> Loss:
+        """Cross-entropy summed over the supervised tokens."""
+        logits, targets, mask = self._supervised(batch)
+        return Loss(F.cross_entropy(logits.float(), targets, reduction="sum"), mask.sum())
+
+    def validate(self, batches: Iterable[ChatBatch]) -> dict[str, float]:
+        """`loss` per token; `token_accuracy`; `turn_accuracy`: turns whose every token is right.
+
+        Each token is predicted with the true tokens before it given.
+        """
+        total = tokens = right_tokens = turns = right_turns = 0.0
+        for batch in batches:
+            logits, targets, mask = self._supervised(batch)
+            total += F.cross_entropy(logits.float(), targets, reduction="sum").item()
+            right = torch.zeros_like(mask)
+            right[mask] = logits.argmax(dim=-1) == targets
+            tokens += mask.sum().item()
+            right_tokens += right.sum().item()
+            runs, right_runs = _count_runs(mask, right)
+            turns += runs
+            right_turns += right_runs
+        return {
+            "loss": total / tokens,
+            "token_accuracy": right_tokens / tokens,
+            "turn_accuracy": right_turns / turns,
+        }
+
+    def _supervised(self, batch: ChatBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (n, V) and targets (n,) of the n supervised tokens; their mask (B, S-1)."""
+        hidden = self.model(batch.inputs)
+        mask = batch.loss_mask[:, 1:]
+        logits = self.model.decoder.logits(hidden[:, :-1][mask])
+        return logits, batch.inputs.input_ids[:, 1:][mask], mask
+
+
+class ContrastiveHead(nn.Module):
+    """What the contrastive loss needs beside the two towers: image projection and temperature.
+
+    An image's embedding is the mean of its tokens' features, projected. The head is not part of
+    any model folder.
+    """
+
+    def __init__(self, config: ContrastiveConfig, features_size: int) -> None:
+        super().__init__()
+        sigmoid = config.loss == "siglip"
+        self.image_projection = nn.Linear(
+            features_size, config.text_tower.embedding_size, bias=False
+        )
+        start = SIGLIP_START_SCALE if sigmoid else CLIP_START_SCALE
+        self.log_scale = nn.Parameter(torch.tensor(start).log())
+        self.bias = nn.Parameter(torch.tensor(SIGLIP_START_BIAS)) if sigmoid else None
+
+    def forward(self, features: Tensor, images: ImageInputs) -> Tensor:
+        """Token features (T, N, D) to image embeddings (images, E), one per image."""
+        per_tile = features.mean(dim=1)  # (T, D)
+        image_of_tile = torch.arange(
+            len(images.num_tiles), device=features.device
+        ).repeat_interleave(images.num_tiles)
+        sums = per_tile.new_zeros(len(images.num_tiles), per_tile.shape[1])
+        sums = sums.index_add(0, image_of_tile, per_tile)
+        pooled = sums / images.num_tiles.unsqueeze(1)
+        embeddings: Tensor = self.image_projection(pooled)
+        return embeddings
+
+
+class Contrastive:
+    """open_clip's CLIP or SigLIP loss between image and text embeddings."""
+
+    def __init__(
+        self,
+        encoder: VisionEncoder,
+        text_tower: nn.Module,
+        head: ContrastiveHead,
+        config: ContrastiveConfig,
+        pad_id: int,
+    ) -> None:
+        self.encoder = encoder
+        self.text_tower = text_tower
+        self.head = head
+        self.pad_id = pad_id
+        self.loss_function = SigLipLoss() if config.loss == "siglip" else ClipLoss()
+
+    def weight(self, batch: PairBatch) -> int:
+        """Pairs."""
+        return len(batch.keys)
+
+    def loss(self, batch: PairBatch) -> Loss:
+        """Contrastive loss, scaled by the number of pairs."""
+        images, texts = self.embed(batch)
+        weight = torch.tensor(len(batch.keys), device=images.device)
+        return Loss(self._contrast(images, texts) * weight, weight)
+
+    def validate(self, batches: Iterable[PairBatch]) -> dict[str, float]:
+        """`loss` per batch, and recall@1 and @5 among all pairs of the set, both directions.
+
+        Recall counts the text that belongs to the picture (or the picture to the text) among the
+        k most similar; texts that are equal to the right one count as it.
+        """
+        losses, images, texts, all_ids = [], [], [], []
+        for batch in batches:
+            image, text = self.embed(batch)
+            losses.append(self._contrast(image, text).item())
+            images.append(image)
+            texts.append(text)
+            all_ids += [
+                tuple(i for i in row if i != self.pad_id) for row in batch.text_ids.tolist()
+            ]
+        figures = {"loss": sum(losses) / len(losses)}
+        return {**figures, **recall(torch.cat(images), torch.cat(texts), all_ids)}
+
+    def embed(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
+        """Unit-length image and text embeddings, each (B, E)."""
+        images = batch.images
+        features = self.encoder(images.pixels, images.num_tiles, images.aspect_ratio_ids)
+        return (
+            F.normalize(self.head(features, images), dim=-1),
+            F.normalize(self.text_tower(batch.text_ids), dim=-1),
+        )
+
+    def _contrast(self, images: Tensor, texts: Tensor) -> Tensor:
+        scale = self.head.log_scale.exp().clamp(max=MAX_SCALE)
+        loss: Tensor = self.loss_function(images, texts, scale, self.head.bias)
+        return loss
+
+
+def recall(images: Tensor, texts: Tensor, text_ids: list[tuple[int, ...]]) -> dict[str, float]:
+    """Retrieval recall@1 and @5 between unit embeddings (n, E), image to text and back."""
+    same: dict[tuple[int, ...], int] = {}
+    label = torch.tensor([same.setdefault(ids, len(same)) for ids in text_ids])
+    similarity = (images @ texts.T).float().cpu()
+    figures = {}
+    for name, scores in (("image_to_text", similarity), ("text_to_image", similarity.T)):
+        for k in (1, 5):
+            best = scores.topk(min(k, len(label)), dim=1).indices  # (n, k)
+            found = (label[best] == label.unsqueeze(1)).any(dim=1)
+            figures[f"{name}_recall@{k}"] = found.float().mean().item()
+    return figures
+
+
+def _count_runs(mask: Tensor, right: Tensor) -> tuple[int, int]:
+    """Count runs of True in mask (B, S), and those wholly right."""
+    padded = F.pad(mask, (1, 0))
+    opens = mask & ~padded[:, :-1]  # (B, S)
+    run = opens.flatten().cumsum(0) - 1  # run index at every position of a run
+    flat = mask.flatten()
+    num_runs = int(opens.sum())
+    wrong = torch.zeros(num_runs, device=mask.device)
+    wrong.index_add_(0, run[flat], (~right.flatten()[flat]).float())
+    return num_runs, int((wrong == 0).sum())

@@ -1,0 +1,289 @@
+"""A stage from its configuration to its model folder: config -> objects -> fit."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from data.collate import collate_chats, collate_pairs
+from data.encode import ChatEncoder, PairEncoder
+from data.loader import Loader
+from data.pack import Manifest
+from data.shards import read_folder
+from encoders.text import build_text_tower
+from training.config import TrainConfig
+from training.metrics import MetricsLog
+from training.objectives import Contrastive, ContrastiveHead, NextToken, Objective
+from training.optim import build_optimizer
+from training.stages import STAGES, Stage, freeze, parts_of
+from training.trainer import FitResult, Trainer
+from vlm.chat.processor import Processor
+from vlm.chat.tokenizer import Tokenizer
+from vlm.config import dump_config
+from vlm.errors import UserError
+from vlm.model import VisionLanguageModel
+from vlm.provenance import commit, library_versions
+from vlm.weights.folder import (
+    FORMAT,
+    FolderConfig,
+    check_same_config,
+    load_component,
+    read_component,
+    read_folder_config,
+    save_folder,
+)
+
+CONFIG_FILE = "train.yaml"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The objects of a run.
+
+    modules: everything with parameters, by the name it has in model folders and checkpoints.
+    """
+
+    config: TrainConfig
+    stage: Stage
+    processor: Processor
+    modules: Mapping[str, nn.Module]
+    objective: Objective[Any]
+    train: Loader[Any, Any]
+    validation: Loader[Any, Any] | None
+
+
+def train_stage(config: TrainConfig, resume: bool = False) -> FitResult:
+    """Run one stage and write its model folder to `config.out`.
+
+    Raises:
+        UserError: a parent does not match, the data is unusable, or the run folder is taken.
+    """
+    _check_run_folder(config.out, resume)
+    torch.manual_seed(config.seed)
+    setup = build_setup(config)
+    accelerator = build_accelerator(config)
+    for module in setup.modules.values():
+        module.to(accelerator.device)
+    parts = parts_of(setup.modules)
+    freeze(setup.stage, parts)
+    parameters = [parameter for part in parts.values() for parameter in part.values()]
+    trainer = Trainer(
+        config,
+        accelerator,
+        setup.modules,
+        setup.objective,
+        build_optimizer(parameters, config.optim),
+        setup.train,
+        None if setup.validation is None else partial(_validation_batches, setup),
+        run_identity(setup),
+    )
+    resumed = trainer.resume() if resume else None
+    config.out.mkdir(parents=True, exist_ok=True)
+    (config.out / CONFIG_FILE).write_text(dump_config(config))
+    with MetricsLog(config.out, config.stage, config.steps, trainer.step) as log:
+        log.message(describe_parts(setup))
+        if resumed is not None:
+            log.message(f"resumed from {resumed} at step {trainer.step}")
+        result = trainer.fit(log)
+        if setup.train.rejects:
+            key, reason = setup.train.rejects[0]
+            log.message(f"{len(setup.train.rejects)} samples rejected; first: {key}: {reason}")
+    _save_model(setup, result)
+    return result
+
+
+def build_setup(config: TrainConfig) -> Setup:
+    """Build a stage's modules from its parents, and its data."""
+    stage = STAGES[config.stage]
+    _check_parents(config, stage)
+    tokenizer_folder = _tokenizer_folder(config)
+    if tokenizer_folder is None:
+        processor = Processor.train(
+            _texts(config.data.train), config.model.vision, _vocabulary(config)
+        )
+    else:
+        processor = Processor.from_folder(tokenizer_folder, config.model.vision)
+    _check_vocabulary(processor.tokenizer, _vocabulary(config))
+    if config.stage == "encoder":
+        modules, objective = _contrastive_objects(config, processor)
+        encode: Any = PairEncoder(processor, config.data.max_tokens)
+        collate: Any = collate_pairs
+    else:
+        modules, objective = _language_objects(config, processor)
+        supervision = "all" if config.stage == "text" else "assistant"
+        encode = ChatEncoder(processor, config.data, supervision)
+        collate = collate_chats
+    collate = partial(collate, pad_id=processor.tokenizer.pad_id)
+    data = config.data
+    train = Loader(data.train, data, encode, collate, config.seed)
+    validation = None
+    if data.validation:
+        validation = Loader(data.validation, data, encode, collate, config.seed, shuffle=False)
+    return Setup(config, stage, processor, modules, objective, train, validation)
+
+
+def build_accelerator(config: TrainConfig) -> Accelerator:
+    """Device placement and precision through accelerate."""
+    cuda = torch.cuda.is_available()
+    if config.device == "cuda" and not cuda:
+        raise UserError("device is cuda, but torch sees no CUDA device; set device=auto or cpu")
+    use_cpu = config.device == "cpu" or not cuda
+    bf16 = config.precision == "bf16" or (
+        config.precision == "auto" and not use_cpu and torch.cuda.is_bf16_supported()
+    )
+    return Accelerator(cpu=use_cpu, mixed_precision="bf16" if bf16 else "no")
+
+
+def run_identity(setup: Setup) -> dict[str, Any]:
+    """What must be equal for a checkpoint to be continued: all but where and how often we log."""
+    free = {"out", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "device"}
+    identity = setup.config.model_dump(mode="json", exclude=free)
+    identity["manifests"] = [m.sha256 for m in setup.train.order.manifests]
+    return identity
+
+
+def describe_parts(setup: Setup) -> str:
+    """The stage's table: part, parameters, trained or frozen."""
+    lines = [f"stage {setup.config.stage}: {setup.stage.objective}"]
+    for part, parameters in parts_of(setup.modules).items():
+        count = sum(parameter.numel() for parameter in parameters.values())
+        state = "trained" if part in setup.stage.trained else "frozen"
+        lines.append(f"  {part:<16} {count:>14,}  {state}")
+    return "\n".join(lines)
+
+
+def _contrastive_objects(
+    config: TrainConfig, processor: Processor
+) -> tuple[dict[str, nn.Module], Objective[Any]]:
+    assert config.contrastive is not None
+    tokenizer = processor.tokenizer
+    encoder = VisionLanguageModel(config.model, tokenizer.image_id).encoder
+    tower_config = config.contrastive.text_tower
+    text_tower = build_text_tower(tower_config, tokenizer.pad_id, tokenizer.eot_id)
+    head = ContrastiveHead(config.contrastive, config.model.vision.output_size)
+    objective = Contrastive(encoder, text_tower, head, config.contrastive, tokenizer.pad_id)
+    modules = {"encoder": encoder, "text_tower": text_tower, "contrastive_head": head}
+    return modules, objective
+
+
+def _language_objects(
+    config: TrainConfig, processor: Processor
+) -> tuple[dict[str, nn.Module], Objective[Any]]:
+    model = VisionLanguageModel(config.model, processor.tokenizer.image_id)
+    modules = {name: getattr(model, name) for name in ("encoder", "projector", "decoder")}
+    for component, source in _sources(config).items():
+        parent = read_folder_config(source).model
+        section = {"encoder": "vision"}.get(component, component)
+        check_same_config(
+            getattr(config.model, section), getattr(parent, section), f"model.{section}", source
+        )
+        load_component(modules[component], read_component(source, component), component, source)
+    kept = STAGES[config.stage].components
+    return {name: modules[name] for name in kept}, NextToken(model)
+
+
+def _sources(config: TrainConfig) -> dict[str, Path]:
+    """Which folder each component of a language stage starts from."""
+    start = config.init_from
+    if config.stage == "align":
+        return {"decoder": cast(Path, start.decoder), "encoder": cast(Path, start.encoder)}
+    if config.stage == "finetune":
+        model = cast(Path, start.model)
+        return {"encoder": model, "projector": model, "decoder": model}
+    return {}
+
+
+def _tokenizer_folder(config: TrainConfig) -> Path | None:
+    start = config.init_from
+    return {"align": start.decoder, "finetune": start.model}.get(config.stage, start.tokenizer)
+
+
+def _check_parents(config: TrainConfig, stage: Stage) -> None:
+    given = {name for name, path in config.init_from if path is not None}
+    missing = [name for name in stage.parents if name not in given]
+    if missing:
+        raise UserError(
+            f"stage {config.stage} starts from init_from.{missing[0]}; set it to a model folder"
+        )
+    allowed = {*stage.parents, *(("tokenizer",) if not stage.parents else ())}
+    if given - allowed:
+        raise UserError(
+            f"stage {config.stage} takes no init_from.{sorted(given - allowed)[0]}; "
+            f"it takes {', '.join(sorted(allowed))}"
+        )
+
+
+def _vocabulary(config: TrainConfig) -> int:
+    if config.contrastive is not None:
+        return config.contrastive.text_tower.vocab_size
+    return config.model.decoder.vocab_size + config.model.decoder.num_extra_embeddings
+
+
+def _check_vocabulary(tokenizer: Tokenizer, rows: int) -> None:
+    if tokenizer.vocab_size > rows:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} ids, the model {rows} embedding rows; "
+            "raise vocab_size in the model's config"
+        )
+
+
+def _texts(folders: Iterable[Path]) -> Iterator[str]:
+    for folder in folders:
+        for raw in read_folder(folder):
+            yield from (message.text for message in raw.sample.messages)
+
+
+def _validation_batches(setup: Setup) -> Iterator[Any]:
+    """The first `validation_batches` of the validation set, the same ones each time."""
+    loader = setup.validation
+    assert loader is not None
+    loader.state = type(loader.state)()
+    for index, batch in enumerate(loader.one_epoch()):
+        if index == setup.config.validation_batches:
+            return
+        yield batch
+
+
+def _check_run_folder(out: Path, resume: bool) -> None:
+    if not resume and (out / CONFIG_FILE).exists():
+        raise UserError(
+            f"{out} already holds a run; resume it with --resume auto, or choose another out="
+        )
+
+
+def _save_model(setup: Setup, result: FitResult) -> None:
+    config = setup.config
+    parents = {name: str(path) for name, path in config.init_from if path is not None}
+    data: dict[str, list[dict[str, Any]]] = {}
+    for split, folders in (("train", config.data.train), ("validation", config.data.validation)):
+        data[split] = [
+            {"folder": str(folder), "manifest_sha256": Manifest.read(folder).sha256}
+            for folder in folders
+        ]
+    save_folder(
+        config.out,
+        FolderConfig(
+            format=FORMAT,
+            stage=config.stage,
+            components=setup.stage.components,
+            model=config.model,
+            text_tower=config.contrastive.text_tower if config.contrastive else None,
+        ),
+        {name: setup.modules[name] for name in setup.stage.components},
+        setup.processor,
+        {
+            "stage": config.stage,
+            "steps": result.steps,
+            "seed": config.seed,
+            "figures": dict(result.figures),
+            "parents": parents,
+            "data": data,
+            "commit": commit(),
+            "versions": library_versions(),
+        },
+    )

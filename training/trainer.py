@@ -1,0 +1,196 @@
+"""The training loop."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from data.loader import Loader, Row
+from training.config import TrainConfig
+from training.metrics import MetricsLog
+from training.objectives import Objective
+from training.optim import learning_rate
+from training.state import Progress, list_checkpoints, load_checkpoint, save_checkpoint
+from vlm.errors import UserError
+
+
+class Batch(Protocol):
+    """What the loop needs to know of a batch."""
+
+    @property
+    def keys(self) -> tuple[str, ...]: ...
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    def to(self, device: torch.device) -> Self: ...
+
+
+RowT = TypeVar("RowT", bound=Row)
+BatchT = TypeVar("BatchT", bound=Batch)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a run ends with: figures of the last validation, or of training without one."""
+
+    steps: int
+    seconds: float
+    figures: Mapping[str, float]
+
+
+class Trainer(Generic[RowT, BatchT]):
+    """Fit modules to an objective, with validation, checkpoints and logs.
+
+    Args:
+        modules: everything with parameters, frozen or not, by name; what a checkpoint holds.
+        identity: what must not change between a checkpoint and the run that resumes it.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        modules: Mapping[str, nn.Module],
+        objective: Objective[BatchT],
+        optimizer: torch.optim.Optimizer,
+        train: Loader[RowT, BatchT],
+        validation: Callable[[], Iterable[BatchT]] | None,
+        identity: Mapping[str, Any],
+    ) -> None:
+        self.config = config
+        self.accelerator = accelerator
+        self.modules = modules
+        self.objective = objective
+        self.optimizer = optimizer
+        self.train = train
+        self.validation = validation
+        self.identity = identity
+        self.checkpoints = config.out / "checkpoints"
+        self.parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
+        self.step = 0
+        self.seconds = 0.0
+
+    def resume(self) -> Path | None:
+        """Restore the newest checkpoint; None when there is none."""
+        found = list_checkpoints(self.checkpoints)
+        if not found:
+            return None
+        progress = load_checkpoint(found[-1], self.modules, self.optimizer, self.identity)
+        self.step, self.seconds = progress.step, progress.seconds
+        self.train.state = progress.loader
+        return found[-1]
+
+    def fit(self, log: MetricsLog) -> FitResult:
+        """Train up to `config.steps`; return the last figures."""
+        config = self.config
+        batches = self.train.batches()
+        window = _Window()
+        figures: dict[str, float] = {}
+        for module in self.modules.values():
+            module.train()
+        while self.step < config.steps:
+            started = time.perf_counter()
+            micro_batches = [next(batches) for _ in range(config.gradient_accumulation)]
+            loss, norm = self._update(micro_batches)
+            self.step += 1
+            elapsed = time.perf_counter() - started
+            self.seconds += elapsed
+            window.add(loss, micro_batches, elapsed)
+            if self.step % config.log_every == 0 or self.step == config.steps:
+                figures = {**window.figures(), "learning_rate": self._rate(), "gradient_norm": norm}
+                log.record(self.step, "train", figures)
+                window = _Window()
+            if self._due(config.validate_every) and self.validation is not None:
+                figures = self.validate()
+                log.record(self.step, "validation", figures)
+            if self._due(config.checkpoint_every) and self.step < config.steps:
+                log.message(f"saved {self.save()}")
+        return FitResult(self.step, self.seconds, figures)
+
+    def validate(self) -> dict[str, float]:
+        """Figures over the validation set."""
+        assert self.validation is not None
+        for module in self.modules.values():
+            module.eval()
+        device = self.accelerator.device
+        with torch.no_grad(), self._autocast():
+            figures = self.objective.validate(batch.to(device) for batch in self.validation())
+        for module in self.modules.values():
+            module.train()
+        return figures
+
+    def save(self) -> Path:
+        """Write a checkpoint of the current step."""
+        progress = Progress(self.step, self.train.state, self.seconds)
+        return save_checkpoint(
+            self.checkpoints,
+            progress,
+            self.modules,
+            self.optimizer,
+            self.identity,
+            self.config.keep_checkpoints,
+        )
+
+    def _update(self, micro_batches: list[BatchT]) -> tuple[float, float]:
+        """One optimizer step; return the loss per term and the gradient norm before clipping."""
+        weight = sum(self.objective.weight(batch) for batch in micro_batches)
+        total = 0.0
+        for batch in micro_batches:
+            with self._autocast():
+                loss = self.objective.loss(batch.to(self.accelerator.device))
+            self.accelerator.backward(loss.total / weight)
+            total += loss.total.item()
+        keys = ", ".join(key for batch in micro_batches for key in batch.keys[:8])
+        if not torch.isfinite(torch.tensor(total)):
+            raise UserError(
+                f"the loss of step {self.step + 1} is {total}; nothing was updated; "
+                f"samples: {keys}; lower optim.learning_rate or look at these samples"
+            )
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return total / weight, norm.item()
+
+    def _rate(self) -> float:
+        return learning_rate(self.config.optim, self.step, self.config.steps)
+
+    def _due(self, every: int | None) -> bool:
+        last = self.step == self.config.steps
+        return last or (every is not None and self.step % every == 0)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        context: AbstractContextManager[Any] = self.accelerator.autocast()
+        return context
+
+
+class _Window:
+    """Averages since the last log line."""
+
+    def __init__(self) -> None:
+        self.loss = 0.0
+        self.steps = self.samples = self.tokens = 0
+        self.seconds = 0.0
+
+    def add(self, loss: float, batches: Iterable[Batch], seconds: float) -> None:
+        self.loss += loss
+        self.steps += 1
+        for batch in batches:
+            self.samples += len(batch.keys)
+            self.tokens += batch.num_tokens
+        self.seconds += seconds
+
+    def figures(self) -> dict[str, float]:
+        return {
+            "loss": self.loss / self.steps,
+            "samples_per_s": self.samples / self.seconds,
+            "tokens_per_s": self.tokens / self.seconds,
+        }

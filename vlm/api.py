@@ -1,0 +1,314 @@
+"""The public API: load a model folder, ask, caption, chat, stream."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, PositiveInt
+
+from vlm.chat.processor import Processor
+from vlm.engine.generate import Generation
+from vlm.engine.sampling import SamplingConfig
+from vlm.errors import UserError
+from vlm.images import read_image
+from vlm.inputs import Example, stack_examples
+from vlm.model import VisionLanguageModel
+from vlm.weights.folder import load_component, read_component, read_folder_config
+
+ImageSource = str | Path | bytes | Image.Image
+FinishReason = Literal["stop", "length"]
+
+CAPTION_PROMPT = "Describe the image."
+COMPONENTS = ("encoder", "projector", "decoder")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class AnswerConfig(SamplingConfig):
+    """How an answer is generated.
+
+    max_tokens: at most this many new tokens.
+    stop: the answer ends before the first of these strings.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_tokens: PositiveInt = 128
+    stop: tuple[str, ...] = ()
+
+
+class Usage(BaseModel):
+    """Text tokens of a request; image tokens are not text."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer; `finish_reason` is "length" when `max_tokens` cut it off."""
+
+    text: str
+    finish_reason: FinishReason
+    usage: Usage
+
+
+class Model:
+    """A loaded model: its network and its processor.
+
+    Every method takes the fields of `AnswerConfig` as keywords: `max_tokens`, `temperature`,
+    `top_p`, `seed`, `stop`.
+    """
+
+    def __init__(self, network: VisionLanguageModel, processor: Processor, folder: Path) -> None:
+        self.network = network.eval()
+        self.processor = processor
+        self.folder = folder
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.network.decoder.embed_tokens.weight.device
+
+    def ask(
+        self, images: ImageSource | Sequence[ImageSource], question: str, **settings: Any
+    ) -> str:
+        """Answer a question about one image, several, or none."""
+        return self.answer_batch([(_as_sequence(images), question)], **settings)[0]
+
+    def caption(self, image: ImageSource, **settings: Any) -> str:
+        """Describe an image."""
+        return self.ask(image, CAPTION_PROMPT, **settings)
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> Reply:
+        """Answer the last message of a conversation.
+
+        Args:
+            messages: `{"role", "content"}` in order; content is a string or a list of
+                `{"type": "text", "text": ...}` and `{"type": "image", "image": ...}`, an image
+                being a path, a PIL image or the bytes of a file.
+        Raises:
+            UserError: a malformed message, or a picture that cannot be read.
+        """
+        return self._reply([self._prompt(messages)], settings)[0]
+
+    def stream(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> Iterator[str]:
+        """Like `chat`, giving the answer's text in pieces as it is generated."""
+        config = self._config(settings)
+        answer = _Answer(self.processor, config)
+        for _ in self._generate([self._prompt(messages)], config, [answer]):
+            yield from answer.new_pieces()
+        yield from answer.new_pieces(final=True)
+
+    def answer_batch(
+        self,
+        requests: Sequence[tuple[Sequence[ImageSource], str]],
+        batch_size: int = 32,
+        **settings: Any,
+    ) -> list[str]:
+        """Answer (images, question) requests, in batches of prompts of like length."""
+        prompts = [self._prompt([_question_message(*request)]) for request in requests]
+        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].input_ids))
+        texts = [""] * len(prompts)
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            replies = self._reply([prompts[index] for index in chosen], settings)
+            for index, reply in zip(chosen, replies, strict=True):
+                texts[index] = reply.text
+        return texts
+
+    def _reply(self, prompts: Sequence[Example], settings: Mapping[str, Any]) -> list[Reply]:
+        config = self._config(settings)
+        answers = [_Answer(self.processor, config) for _ in prompts]
+        for _ in self._generate(prompts, config, answers):
+            pass
+        return [
+            Reply(
+                answer.text.strip(),
+                "stop" if answer.stopped else "length",
+                Usage(
+                    prompt_tokens=len(prompt.input_ids),
+                    completion_tokens=len(answer.token_ids),
+                ),
+            )
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+
+    def _generate(
+        self, prompts: Sequence[Example], config: AnswerConfig, answers: Sequence["_Answer"]
+    ) -> Iterator[list[int | None]]:
+        """Run the engine, feeding each row's answer; yields after every step."""
+        tokenizer = self.processor.tokenizer
+        inputs = stack_examples(prompts, tokenizer.pad_id).to(self.device)
+        sampling = SamplingConfig(
+            temperature=config.temperature, top_p=config.top_p, seed=config.seed
+        )
+        try:
+            generation = Generation(
+                self.network,
+                inputs,
+                config.max_tokens,
+                sampling,
+                eos_ids=tokenizer.end_ids,
+                suppressed_ids=self._never_written(),
+            )
+        except ValueError as error:
+            raise UserError(f"{error}; shorten the prompt or lower max_tokens") from error
+        while not generation.done:
+            tokens = generation.step()
+            for row, (token, answer) in enumerate(zip(tokens, answers, strict=True)):
+                if token is not None and answer.add(token, tokenizer.end_ids):
+                    generation.finish(row)
+            yield tokens
+
+    def _never_written(self) -> list[int]:
+        """Special tokens that a reply cannot contain, among those the output layer has."""
+        tokenizer = self.processor.tokenizer
+        size = self.network.config.decoder.vocab_size
+        return [
+            token
+            for token in tokenizer.special_ids
+            if token < size and token not in tokenizer.end_ids
+        ]
+
+    def _prompt(self, messages: Sequence[Mapping[str, Any]]) -> Example:
+        plain, images = _split_images(messages)
+        pictures = [read_image(image) for image in images]
+        return self.processor.encode(plain, pictures, add_generation_prompt=True)
+
+    @staticmethod
+    def _config(settings: Mapping[str, Any]) -> AnswerConfig:
+        unknown = set(settings) - set(AnswerConfig.model_fields)
+        if unknown:
+            raise UserError(
+                f"unknown setting {sorted(unknown)[0]!r}; "
+                f"there are {', '.join(AnswerConfig.model_fields)}"
+            )
+        return AnswerConfig.model_validate(settings)
+
+
+class _Answer:
+    """The text of one row as it grows, cut at the first stop string."""
+
+    def __init__(self, processor: Processor, config: AnswerConfig) -> None:
+        self.tokenizer = processor.tokenizer
+        self.stop = config.stop
+        self.token_ids: list[int] = []
+        self.text = ""
+        self.stopped = False
+        self._given = 0
+
+    def add(self, token: int, end_ids: Sequence[int]) -> bool:
+        """Add a token; return whether the answer has ended."""
+        self.token_ids.append(token)
+        if token in end_ids:
+            self.stopped = True
+            return True
+        self.text = self.tokenizer.decode(self.token_ids)
+        found = [self.text.find(stop) for stop in self.stop if stop in self.text]
+        if found:
+            self.text = self.text[: min(found)]
+            self.stopped = True
+        return self.stopped
+
+    def new_pieces(self, final: bool = False) -> Iterator[str]:
+        """Text that is certain by now and was not given before.
+
+        Held back: an unfinished character, and what may grow into a stop string.
+        """
+        end = len(self.text)
+        if not (self.stopped or final):
+            end = len(self.text.rstrip("\N{REPLACEMENT CHARACTER}"))
+            for stop in self.stop:
+                for size in range(1, len(stop)):
+                    if self.text.endswith(stop[:size]):
+                        end = min(end, len(self.text) - size)
+        if end > self._given:
+            yield self.text[self._given : end]
+            self._given = end
+
+
+def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> Model:
+    """Load a model folder.
+
+    Args:
+        device: "auto" is the first GPU where there is one, else the CPU.
+        dtype: "float32", "bfloat16", "float16"; "auto" is bfloat16 on a GPU, float32 on the CPU.
+    Raises:
+        UserError: the folder is missing, damaged, or holds only a part of a model.
+    """
+    folder = Path(path)
+    config = read_folder_config(folder)
+    missing = [component for component in COMPONENTS if component not in config.components]
+    if missing:
+        raise UserError(
+            f"{folder} (stage {config.stage}) has no {' and no '.join(missing)}; "
+            "load the folder of an align or finetune stage"
+        )
+    target = _device(device)
+    if dtype not in (*DTYPES, "auto"):
+        raise UserError(f"unknown dtype {dtype!r}; there are auto, {', '.join(DTYPES)}")
+    weights_dtype = DTYPES[
+        dtype if dtype != "auto" else ("bfloat16" if target.type == "cuda" else "float32")
+    ]
+    processor = Processor.from_folder(folder, config.model.vision)
+    with torch.device("meta"):
+        network = VisionLanguageModel(config.model, processor.tokenizer.image_id)
+    network.to_empty(device=target).to(weights_dtype)
+    for component in COMPONENTS:
+        tensors = read_component(folder, component)
+        load_component(getattr(network, component), tensors, component, folder)
+    return Model(network.requires_grad_(False), processor, folder)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"unknown device {name!r}; there are auto, cpu, cuda, cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {name!r} was asked for, but torch sees no CUDA device")
+    return device
+
+
+def _as_sequence(images: ImageSource | Sequence[ImageSource]) -> Sequence[ImageSource]:
+    if isinstance(images, str | Path | bytes | Image.Image):
+        return [images]
+    return images
+
+
+def _question_message(images: Sequence[ImageSource], question: str) -> dict[str, Any]:
+    parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
+
+
+def _split_images(
+    messages: Sequence[Mapping[str, Any]],
+) -> tuple[list[dict[str, Any]], list[ImageSource]]:
+    """Separate the images of messages from their places."""
+    plain: list[dict[str, Any]] = []
+    images: list[ImageSource] = []
+    for number, message in enumerate(messages):
+        where = f"messages[{number}]"
+        if set(message) != {"role", "content"}:
+            raise UserError(f"{where} has the keys {sorted(message)}, needed: role and content")
+        content = message["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+        kept = []
+        for part in parts:
+            if part.get("type") == "image" and "image" in part:
+                images.append(part["image"])
+                kept.append({"type": "image"})
+            elif part.get("type") == "text" and isinstance(part.get("text"), str):
+                kept.append({"type": "text", "text": part["text"]})
+            else:
+                raise UserError(
+                    f"{where} has a part that is neither "
+                    '{"type": "text", "text": ...} nor {"type": "image", "image": ...}'
+                )
+        plain.append({"role": message["role"], "content": kept})
+    return plain, images

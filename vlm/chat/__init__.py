@@ -1,0 +1,1 @@
+"""Chats as the model reads them: tokenizer, template, and the processor that joins them."""

@@ -1,0 +1,356 @@
+"""Text to token ids and back, over `tokenizers`.
+
+Special tokens are written by the chat template alone: text that looks like one stays text.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+
+from vlm.errors import UserError
+
+BOS_TOKEN = "<|begin_of_text|>"
+END_OF_TEXT_TOKEN = "<|end_of_text|>"
+EOT_TOKEN = "<|eot_id|>"
+PAD_TOKEN = "<|pad|>"
+IMAGE_TOKEN = "<|image|>"
+# They follow the trained vocabulary, as in Llama 3; `<|image|>` is the last id, as in Llama 3.2.
+SPECIAL_TOKENS = (
+    BOS_TOKEN,
+    END_OF_TEXT_TOKEN,
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    EOT_TOKEN,
+    PAD_TOKEN,
+    IMAGE_TOKEN,
+)
+# What ends a turn in the tokenizers of Llama-shaped models, most specific first; else `eos_token`.
+TURN_END_TOKENS = (EOT_TOKEN, "<|im_end|>", "<|end|>", "<end_of_turn>")
+# Further tokens after which such models write nothing.
+STOP_TOKENS = (END_OF_TEXT_TOKEN, "<|eom_id|>", "<|endoftext|>", "</s>")
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+# Llama 3's splitting into words (numbers in groups of up to three digits), but for newlines: they
+# stand apart and in pairs. The pair after a header is therefore a token of its own whatever the
+# message begins with, and a message's words split the same alone as inside the chat.
+WORDS = "|".join(
+    (
+        r"'(?i:[sdmt]|ll|ve|re)",
+        r"[^\r\n\p{L}\p{N}]?\p{L}+",
+        r"\p{N}{1,3}",
+        r"\n\n|\r\n|[\r\n]",
+        r" ?[^\s\p{L}\p{N}]+",
+        r"[^\S\r\n]+(?!\S)",
+        r"\s",
+    )
+)
+# What the template writes as plain text before a message. Training counts it with each text, or
+# headers would cost a token a letter in a small vocabulary.
+HEADERS = ("user\n\n", "assistant\n\n")
+
+TOKENIZER_FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+SPECIAL_TOKENS_FILE = "special_tokens_map.json"
+# Not passed on when a foreign folder is saved: the template has its own file, code is never run.
+DROPPED_KEYS = ("chat_template", "auto_map")
+
+# Questions repeat, and a look-up is a hundred times faster than splitting a text anew.
+MAX_CACHED_CHARACTERS = 128
+MAX_CACHED_TEXTS = 50_000
+
+
+class Tokenizer:
+    """A vocabulary with its special tokens.
+
+    `<|image|>`, and a padding token that is not the end of a turn, are added behind the vocabulary
+    where they are missing; a model needs embedding rows for them (`vocab_size` counts them).
+
+    bos_id: what starts a text; None where the vocabulary has no such token.
+    eot_id: what ends a turn.
+    end_ids: everything after which generation stops, `eot_id` among it.
+    special_ids: every special token.
+    vocab_size: one above the highest id.
+    named_tokens: `bos_token`, `eos_token`, ... by their names in templates.
+    """
+
+    def __init__(self, definition: str, config: Mapping[str, Any]) -> None:
+        """Build from the contents of `tokenizer.json` and `tokenizer_config.json`.
+
+        Raises:
+            UserError: the definition is damaged, no token ends a turn, or plain text can become a
+                special token.
+        """
+        definition, self._config = _complete(definition, config)
+        self._definition = definition
+        self._markup = _parse(definition)
+        self._plain = _parse(_with_all_special(definition))
+        # The switch is not part of the definition and would be lost by pickling `_plain`.
+        self._plain.encode_special_tokens = True
+        self._special = {
+            token.content: index
+            for index, token in self._markup.get_added_tokens_decoder().items()
+            if token.special
+        }
+        self.named_tokens = _named_tokens(self._config)
+        self.vocab_size = 1 + max(self._markup.get_vocab(with_added_tokens=True).values())
+        self.special_ids = tuple(sorted(self._special.values()))
+        self.image_id = self.special_id(IMAGE_TOKEN)
+        self.pad_id = self.special_id(self.named_tokens["pad_token"])
+        self.eot_id = self.special_id(_turn_end(self._special, self.named_tokens))
+        self.bos_id = self._special.get(self.named_tokens.get("bos_token", BOS_TOKEN))
+        ends = {self._special.get(name) for name in (*STOP_TOKENS, *TURN_END_TOKENS)}
+        ends.add(self._special.get(self.named_tokens.get("eos_token", EOT_TOKEN)))
+        self.end_ids = tuple(sorted(index for index in ends if index is not None))
+        self._cache: dict[str, tuple[int, ...]] = {}
+        self._lead = self._find_lead()
+        self._check_that_text_stays_text()
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "Tokenizer":
+        """Read a Hugging Face tokenizer folder.
+
+        Raises:
+            UserError: `tokenizer.json` is missing or damaged, or see the constructor.
+        """
+        path = folder / TOKENIZER_FILE
+        if not path.is_file():
+            raise UserError(
+                f"{folder} has no {TOKENIZER_FILE}; transformers writes one from older formats: "
+                "AutoTokenizer.from_pretrained(old).save_pretrained(new)"
+            )
+        try:
+            named = read_json_object(folder / SPECIAL_TOKENS_FILE)
+            config = {key: named[key] for key in NAMED_TOKENS if key in named}
+            return cls(read_utf8(path), config | read_json_object(folder / CONFIG_FILE))
+        except UserError as error:
+            raise UserError(f"{folder}: {error}") from error
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+        """Train a byte-level BPE with Llama 3's special tokens.
+
+        The same texts give the same tokenizer. Few texts may give fewer ids than asked for.
+
+        Raises:
+            UserError: `vocab_size` has no room for the 256 bytes and the special tokens.
+        """
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        smallest = len(alphabet) + len(SPECIAL_TOKENS)
+        if vocab_size < smallest:
+            raise UserError(
+                f"vocab_size is {vocab_size}, needed: at least {smallest}, for {len(alphabet)} "
+                f"bytes and {len(SPECIAL_TOKENS)} special tokens"
+            )
+        backend = tokenizers.Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(WORDS), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size - len(SPECIAL_TOKENS),
+            initial_alphabet=alphabet,
+            show_progress=False,
+        )
+        backend.train_from_iterator(_with_headers(texts), trainer)
+        backend.add_special_tokens([_special_token(name) for name in SPECIAL_TOKENS])
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": BOS_TOKEN,
+            "eos_token": EOT_TOKEN,
+            "pad_token": PAD_TOKEN,
+            "clean_up_tokenization_spaces": False,
+        }
+        return cls(backend.to_str(), config)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of plain text, never one of a special token.
+
+        Raises:
+            UserError: the text holds half a surrogate pair, which no encoding of Unicode has.
+        """
+        ids = self._cache.get(text)
+        if ids is None:
+            ids = self._ids(self._plain, text)
+            if len(text) <= MAX_CACHED_CHARACTERS:
+                if len(self._cache) >= MAX_CACHED_TEXTS:
+                    self._cache.clear()
+                self._cache[text] = ids
+        return list(ids)
+
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
+        """Return the ids of each text.
+
+        One after the other: threads cost more than they bring at the length of a chat, and leave
+        forked loader workers with locks that nobody opens.
+        """
+        return [self.encode(text) for text in texts]
+
+    def encode_markup(self, text: str) -> list[int]:
+        """Return the ids of what the chat template wrote, special tokens as such."""
+        return list(self._ids(self._markup, text))
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """Return the text of ids; bytes that form no character become U+FFFD."""
+        text: str = self._markup.decode(ids, skip_special_tokens=skip_special)
+        return text
+
+    def special_id(self, name: str) -> int:
+        """Return the id of a special token.
+
+        Raises:
+            UserError: the vocabulary has no such special token.
+        """
+        if name not in self._special:
+            raise UserError(
+                f"the tokenizer has no special token {name!r}; it has "
+                f"{', '.join(list(self._special)[:8])}{', ...' if len(self._special) > 8 else ''}"
+            )
+        return self._special[name]
+
+    def missing_special(self, names: Iterable[str]) -> list[str]:
+        """Those of the names that are no special tokens here."""
+        return [name for name in names if name not in self._special]
+
+    def save(self, folder: Path) -> None:
+        """Write `tokenizer.json` and `tokenizer_config.json`, as transformers reads them."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / TOKENIZER_FILE).write_text(self._definition, "utf-8")
+        config = json.dumps(self._config, indent=2, ensure_ascii=False)
+        (folder / CONFIG_FILE).write_text(config + "\n", "utf-8")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tokenizer, (self._definition, self._config)
+
+    def _ids(self, backend: tokenizers.Tokenizer, text: str) -> tuple[int, ...]:
+        if self._lead:
+            ids = _encode(backend, "\n" + text)
+            if ids[: len(self._lead)] == self._lead:
+                return ids[len(self._lead) :]
+        return _encode(backend, text)
+
+    def _find_lead(self) -> tuple[int, ...]:
+        """The ids of a newline where texts get a space in front (as in Llama 2), else nothing.
+
+        A piece from the middle of a chat must not get one; behind a newline it does not.
+        """
+        newline, letter = _encode(self._plain, "\n"), _encode(self._plain, "a")
+        return newline if _encode(self._plain, "\na") != (*newline, *letter) else ()
+
+    def _check_that_text_stays_text(self) -> None:
+        unknown = self.named_tokens.get("unk_token")
+        for name, index in self._special.items():
+            if name != unknown and index in self._ids(self._plain, name):
+                raise UserError(
+                    f"the tokenizer turns the plain text {name!r} into the special token, so that "
+                    "a caption could forge images and turns; use a byte-level BPE tokenizer"
+                )
+
+
+def read_utf8(path: Path) -> str:
+    """Read a text file that must be UTF-8."""
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path.name} is not UTF-8 text: {error}") from error
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object; a missing file is an empty one."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(read_utf8(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path.name} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path.name} holds a {type(content).__name__}, needed: an object")
+    return content
+
+
+def _with_headers(texts: Iterable[str]) -> Iterator[str]:
+    for text, header in zip(texts, cycle(HEADERS), strict=False):
+        yield text
+        yield header
+
+
+def _special_token(name: str) -> AddedToken:
+    return AddedToken(name, special=True, normalized=False)
+
+
+def _encode(backend: tokenizers.Tokenizer, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(backend.encode(text, add_special_tokens=False).ids)
+    except (TypeError, UnicodeEncodeError) as error:
+        raise UserError(f"{text[:40]!r} is not valid Unicode text: {error}") from error
+
+
+def _parse(definition: str) -> tokenizers.Tokenizer:
+    try:
+        backend = tokenizers.Tokenizer.from_str(definition)
+    except Exception as error:  # what `tokenizers` raises for a damaged file is a bare Exception
+        raise UserError(f"{TOKENIZER_FILE} does not define a tokenizer: {error}") from error
+    # A file may ask for both; rows are cut and padded elsewhere.
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def _complete(definition: str, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Add the image token and a padding token of its own, where they are missing."""
+    named = _named_tokens(config)
+    completed = {key: value for key, value in config.items() if key not in DROPPED_KEYS} | named
+    backend = _parse(definition)
+    special = {t.content for t in backend.get_added_tokens_decoder().values() if t.special}
+    pad = named.get("pad_token")
+    if pad not in special or pad in (*TURN_END_TOKENS, named.get("eos_token")):
+        candidates = (PAD_TOKEN, "<|finetune_right_pad_id|>")
+        pad = next((name for name in candidates if name in special), PAD_TOKEN)
+        completed["pad_token"] = pad
+    added = [name for name in (pad, IMAGE_TOKEN) if name not in special]
+    if not added:
+        return definition, completed
+    backend.add_special_tokens([_special_token(name) for name in added])
+    return backend.to_str(), completed
+
+
+def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """The config's named tokens as text; it may describe one with all its settings."""
+    named: dict[str, str] = {}
+    for key in NAMED_TOKENS:
+        value = config.get(key)
+        if isinstance(value, Mapping):
+            value = value.get("content")
+        if isinstance(value, str):
+            named[key] = value
+    return named
+
+
+def _turn_end(special: Mapping[str, int], named: Mapping[str, str]) -> str:
+    for name in (*TURN_END_TOKENS, named.get("eos_token")):
+        if name in special:
+            return str(name)
+    raise UserError(
+        f"no special token ends a turn: needed is {' or '.join(TURN_END_TOKENS)}, "
+        f"or an eos_token in {CONFIG_FILE}"
+    )
+
+
+def _with_all_special(definition: str) -> str:
+    """Mark every added token as special, so that none is found in plain text.
+
+    Templates write some that are not marked. Runs of spaces are words of the vocabulary: they stay.
+    """
+    content = json.loads(definition)
+    added = content.get("added_tokens", [])
+    unmarked = [token for token in added if not token["special"] and token["content"].strip()]
+    for token in unmarked:
+        token["special"] = True
+    return json.dumps(content, ensure_ascii=False) if unmarked else definition

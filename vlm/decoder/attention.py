@@ -1,0 +1,91 @@
+"""Self-attention over text and cross-attention to image tokens, both grouped-query, through SDPA.
+
+Axes: `B` batch, `S` text length, `L` image tokens of a row, `H` heads, `d` head width, `D` width.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlm.decoder.cache import KeyValues, TextCache
+from vlm.decoder.config import DecoderConfig
+from vlm.decoder.layers import RMSNorm
+from vlm.decoder.rope import rotate
+
+
+class SelfAttention(nn.Module):
+    """Causal grouped-query self-attention with rotary positions."""
+
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.num_heads = config.num_heads
+        self.num_kv_heads = config.num_kv_heads
+        kv_size = config.num_kv_heads * config.head_size
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        positions: Tensor,
+        mask: Tensor | None,
+        cache: TextCache | None,
+    ) -> Tensor:
+        """Return (B, S, D).
+
+        Args:
+            rotary: cosines and sines (B, S, 1, d) of `positions` (B, S).
+            mask: (B, 1, S, max_tokens) bool over the cache's positions; None without a cache,
+                where attention is causal over the rows given.
+        """
+        query = rotate(self.q_proj(hidden).unflatten(-1, (self.num_heads, -1)), rotary)
+        key = rotate(self.k_proj(hidden).unflatten(-1, (self.num_kv_heads, -1)), rotary)
+        value = self.v_proj(hidden).unflatten(-1, (self.num_kv_heads, -1))  # (B, S, H, d)
+        if cache is None:
+            stored = KeyValues(key.transpose(1, 2), value.transpose(1, 2))
+        else:
+            stored = cache.write(self.layer, positions, key, value)
+        return self.o_proj(_attend(query, stored, mask, is_causal=cache is None))
+
+
+class CrossAttention(nn.Module):
+    """Grouped-query attention from text to image tokens, queries and keys RMS-normalised."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.num_kv_heads = config.num_kv_heads
+        kv_size = config.num_kv_heads * config.head_size
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.q_norm = RMSNorm(config.head_size, config.norm_eps)
+        self.k_norm = RMSNorm(config.head_size, config.norm_eps)
+
+    def project_images(self, image_tokens: Tensor) -> KeyValues:
+        """Return the keys and values (B, H, L, d) of image tokens (B, L, D)."""
+        key = self.k_norm(self.k_proj(image_tokens).unflatten(-1, (self.num_kv_heads, -1)))
+        value = self.v_proj(image_tokens).unflatten(-1, (self.num_kv_heads, -1))
+        return KeyValues(key.transpose(1, 2), value.transpose(1, 2))
+
+    def forward(self, hidden: Tensor, images: KeyValues, mask: Tensor) -> Tensor:
+        """Return (B, S, D); `mask` (B, 1, S, L) bool. Rows that see nothing attend to zeros."""
+        query = self.q_norm(self.q_proj(hidden).unflatten(-1, (self.num_heads, -1)))
+        return self.o_proj(_attend(query, images, mask, is_causal=False))
+
+
+def _attend(query: Tensor, stored: KeyValues, mask: Tensor | None, is_causal: bool) -> Tensor:
+    """Return (B, S, D) from queries (B, S, H, d)."""
+    attended = F.scaled_dot_product_attention(
+        query.transpose(1, 2),
+        stored.keys,
+        stored.values,
+        attn_mask=mask,
+        is_causal=is_causal,
+        enable_gqa=query.shape[2] != stored.keys.shape[1],
+    )  # (B, H, S, d)
+    return attended.transpose(1, 2).flatten(2)

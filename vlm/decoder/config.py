@@ -1,0 +1,78 @@
+"""Configuration of the decoder."""
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+# Every fifth layer of the full stack cross-attends, counted from the fourth: 3, 8, 13, ...
+CROSS_ATTENTION_PERIOD = 5
+FIRST_CROSS_ATTENTION_LAYER = 3
+
+
+class RopeScaling(BaseModel):
+    """How rotary frequencies are stretched beyond the trained context.
+
+    `linear`: positions divided by `factor`. `llama3`: long wavelengths divided by `factor`, short
+    ones kept, those between blended. `yarn`: https://arxiv.org/abs/2309.00071.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["linear", "llama3", "yarn"]
+    factor: PositiveFloat
+    original_max_positions: PositiveInt
+    low_freq_factor: PositiveFloat = 1.0
+    high_freq_factor: PositiveFloat = 4.0
+    beta_fast: PositiveFloat = 32.0
+    beta_slow: PositiveFloat = 1.0
+
+
+class DecoderConfig(BaseModel):
+    """Shape of the decoder; `num_layers` counts self- and cross-attention layers together.
+
+    `num_extra_embeddings` are input-only rows behind the vocabulary: Llama 3.2 keeps `<|image|>`
+    there, so that it can be read and never be written.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    vocab_size: PositiveInt
+    num_extra_embeddings: int = Field(default=0, ge=0)
+    hidden_size: PositiveInt
+    intermediate_size: PositiveInt
+    num_layers: PositiveInt
+    num_heads: PositiveInt
+    num_kv_heads: PositiveInt
+    max_positions: PositiveInt
+    norm_eps: PositiveFloat = 1e-5
+    rope_theta: PositiveFloat = 500_000.0
+    rope_scaling: RopeScaling | None = None
+    tie_embeddings: bool = False
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def cross_attention_layers(self) -> tuple[int, ...]:
+        """Indices of the cross-attention layers in the full stack."""
+        return tuple(range(FIRST_CROSS_ATTENTION_LAYER, self.num_layers, CROSS_ATTENTION_PERIOD))
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.hidden_size % self.num_heads or self.head_size % 2:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} / num_heads {self.num_heads} "
+                "must be an even whole number"
+            )
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
+            )
+        if not self.cross_attention_layers:
+            raise ValueError(
+                f"num_layers {self.num_layers} leaves no cross-attention layer; "
+                f"the first is layer {FIRST_CROSS_ATTENTION_LAYER}"
+            )
+        return self

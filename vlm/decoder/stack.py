@@ -1,0 +1,165 @@
+"""The decoder stack: Llama blocks, every fifth a gated cross-attention block.
+
+Axes: `B` batch, `S` text length, `L` image tokens of a row, `D` width. Layers are numbered in the
+full stack. Architecture: https://arxiv.org/abs/2407.21783, sections 3.2 and 7.3.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlm.decoder.attention import CrossAttention, SelfAttention
+from vlm.decoder.cache import KeyValues, TextCache
+from vlm.decoder.config import DecoderConfig
+from vlm.decoder.layers import RMSNorm, SwiGLU
+from vlm.decoder.rope import rotary_table
+
+
+@dataclass(frozen=True)
+class ImageContext:
+    """What a batch of text rows sees of its images.
+
+    tokens: (B, L, D) projected image tokens, or their keys and values per cross-attention layer.
+    mask: (B, S, L) bool, which image tokens each text token sees.
+    """
+
+    tokens: Tensor | dict[int, KeyValues]
+    mask: Tensor
+
+    def of_layer(self, layer: int) -> Tensor | KeyValues:
+        """What the cross-attention layer of this index reads."""
+        return self.tokens if isinstance(self.tokens, Tensor) else self.tokens[layer]
+
+
+class SelfAttentionBlock(nn.Module):
+    """Pre-norm Llama block."""
+
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(config, layer)
+        self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        positions: Tensor,
+        mask: Tensor | None,
+        cache: TextCache | None,
+    ) -> Tensor:
+        """Return (B, S, D); arguments as in `SelfAttention`."""
+        normed = self.input_layernorm(hidden)
+        hidden = hidden + self.self_attn(normed, rotary, positions, mask, cache)
+        fed: Tensor = self.mlp(self.post_attention_layernorm(hidden))
+        return hidden + fed
+
+
+class CrossAttentionBlock(nn.Module):
+    """Cross-attention and MLP, each behind a tanh gate that starts closed.
+
+    A text token that sees no image passes through unchanged: neither branch reaches it.
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.cross_attn = CrossAttention(config)
+        self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.attn_gate = nn.Parameter(torch.zeros(1))
+        self.mlp_gate = nn.Parameter(torch.zeros(1))
+
+    def forward(self, hidden: Tensor, images: Tensor | KeyValues, mask: Tensor) -> Tensor:
+        """Return (B, S, D).
+
+        Args:
+            images: image tokens (B, L, D), or the keys and values made of them.
+            mask: (B, S, L) bool.
+        """
+        if isinstance(images, Tensor):
+            images = self.cross_attn.project_images(images)
+        sees = mask.any(dim=-1, keepdim=True)  # (B, S, 1)
+        branch = self.cross_attn(self.input_layernorm(hidden), images, mask.unsqueeze(1))
+        hidden = hidden + sees * self.attn_gate.tanh() * branch
+        branch = self.mlp(self.post_attention_layernorm(hidden))
+        return hidden + sees * self.mlp_gate.tanh() * branch
+
+
+class Decoder(nn.Module):
+    """Token ids and image tokens to hidden states; `logits` maps those to the vocabulary."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        num_rows = config.vocab_size + config.num_extra_embeddings
+        self.embed_tokens = nn.Embedding(num_rows, config.hidden_size)
+        self.layers = nn.ModuleList(
+            CrossAttentionBlock(config)
+            if layer in config.cross_attention_layers
+            else SelfAttentionBlock(config, layer)
+            for layer in range(config.num_layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        if not config.tie_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Draw every weight anew; residual outputs shrink with depth (GPT-2, section 2.3)."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() < 2:
+                continue
+            std = 0.02 if name == "embed_tokens.weight" else parameter.shape[1] ** -0.5
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                std /= math.sqrt(2 * self.config.num_layers)
+            nn.init.normal_(parameter, std=std)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        images: ImageContext | None,
+        cache: TextCache | None = None,
+    ) -> Tensor:
+        """Return normalised hidden states (B, S, D).
+
+        Args:
+            input_ids: (B, S) int64. Rows shorter than S are padded on the right; what stands at
+                padding is undefined and never reaches real tokens.
+            positions: (B, S) int64, consecutive in each row.
+            images: None when no row has an image; cross-attention layers are then skipped.
+            cache: text keys and values of earlier positions; this call's are added to it.
+        """
+        hidden = self.embed_tokens(input_ids)  # (B, S, D)
+        rotary = rotary_table(self.config, positions, hidden.dtype)
+        mask = None
+        if cache is not None:
+            key_positions = torch.arange(cache.max_tokens, device=positions.device)
+            mask = (key_positions <= positions.unsqueeze(-1)).unsqueeze(1)  # (B, 1, S, P)
+        for index, layer in enumerate(self.layers):
+            if isinstance(layer, SelfAttentionBlock):
+                hidden = layer(hidden, rotary, positions, mask, cache)
+            elif images is not None:
+                hidden = layer(hidden, images.of_layer(index), images.mask)
+        return self.norm(hidden)
+
+    def project_images(self, image_tokens: Tensor) -> dict[int, KeyValues]:
+        """Compute once what every cross-attention layer reads of image tokens (B, L, D)."""
+        projected: dict[int, KeyValues] = {}
+        for index in self.config.cross_attention_layers:
+            layer = self.layers[index]
+            assert isinstance(layer, CrossAttentionBlock)
+            projected[index] = layer.cross_attn.project_images(image_tokens)
+        return projected
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return (..., vocab_size) logits of hidden states (..., D)."""
+        if self.config.tie_embeddings:
+            return F.linear(hidden, self.embed_tokens.weight[: self.config.vocab_size])
+        logits: Tensor = self.lm_head(hidden)
+        return logits

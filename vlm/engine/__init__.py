@@ -1,0 +1,1 @@
+"""Generation over token ids; knows nothing about tokenisation."""

@@ -1,0 +1,173 @@
+"""Any common picture file to 8-bit RGB, upright and opaque.
+
+What becomes of what:
+
+- EXIF or XMP orientation 1-8 is applied; metadata that cannot be read counts as upright. Damage
+  after the last pixel is no reason to refuse a picture, missing pixels are.
+- CMYK becomes RGB by Pillow's arithmetic, R = (255 - C) * (255 - K) / 255. Adobe's JPEGs store CMYK
+  inverted; Pillow takes every CMYK JPEG to be one of them and turns it back itself.
+- Transparency (an alpha channel, a transparent palette entry, PNG's transparent colour) is
+  composited on white.
+- 16-bit greyscale v becomes round(v / 257), so that 65535 is white; 32-bit integers are taken as
+  16-bit values and clipped.
+- Palettes, 1-bit, YCbCr and 16-bit RGB as Pillow converts them. ICC profiles are not applied.
+- Animations and multi-page files give their first frame.
+- Floating point pixels have no defined white and are refused.
+
+Only the formats in `EXTENSIONS` are opened: no format whose decoder starts another program (EPS),
+and none that nests another file whose size its own header does not tell (ICO).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from vlm.errors import UserError
+
+# Pillow's name of each format that is read, and the file extension it gets in a shard.
+EXTENSIONS = {
+    "JPEG": "jpg",
+    "MPO": "jpg",
+    "PNG": "png",
+    "GIF": "gif",
+    "WEBP": "webp",
+    "AVIF": "avif",
+    "BMP": "bmp",
+    "TIFF": "tif",
+    "PPM": "ppm",
+    "JPEG2000": "jp2",
+}
+
+# Pillow opens MPO, a JPEG that more pictures follow, through its JPEG reader.
+_OPENED = [name for name in EXTENSIONS if name != "MPO"]
+
+ORIENTATION_TAG = 0x0112
+# EXIF 2.32 section 4.6.4: how the stored picture is turned to stand upright.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+MAX_PIXELS = 178_956_970  # where Pillow itself gives up: 0.5 GiB of RGB
+
+
+class ImageError(UserError):
+    """A picture that cannot be read; the message says why."""
+
+
+def read_image(
+    source: str | Path | bytes | Image.Image, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """Read a picture as upright, opaque, 8-bit RGB; see the module's head for each conversion.
+
+    Args:
+        source: a path, the encoded bytes, or a PIL image (left as it is).
+        max_pixels: a larger picture is refused by the size its header tells, before decoding.
+    Returns:
+        a new RGB image without metadata.
+    Raises:
+        ImageError: missing, too large, damaged, or not a picture. Only for a path does the
+            message name the path.
+    """
+    with _named_errors(f"{source}: " if isinstance(source, str | Path) else ""):
+        if isinstance(source, Image.Image):
+            return _to_rgb(source, max_pixels)
+        content = source if isinstance(source, bytes) else Path(source).read_bytes()
+        with _open(content) as image:
+            return _to_rgb(image, max_pixels)
+
+
+def image_extension(content: bytes) -> str:
+    """The file extension that belongs to encoded bytes, from their header: `jpg`, `png`, ...
+
+    Raises:
+        ImageError: not a picture in a format that is read.
+    """
+    with _named_errors(""), _open(content) as image:
+        assert image.format is not None
+        return EXTENSIONS[image.format]
+
+
+def _open(content: bytes) -> Image.Image:
+    return Image.open(BytesIO(content), formats=_OPENED)
+
+
+@contextmanager
+def _named_errors(name: str) -> Iterator[None]:
+    # Given damaged bytes, decoders raise nearly anything: SyntaxError, struct.error, KeyError.
+    try:
+        yield
+    except ImageError as error:
+        raise ImageError(f"{name}{error}") from None
+    except UnidentifiedImageError as error:
+        formats = ", ".join(_OPENED)
+        raise ImageError(f"{name}not a picture, or in none of the formats {formats}") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name}too many pixels: {error}") from error
+    except OSError as error:
+        raise ImageError(f"{name}{error.strerror or error}") from error
+    except Exception as error:
+        raise ImageError(f"{name}damaged: {type(error).__name__}: {error}") from error
+
+
+def _to_rgb(image: Image.Image, max_pixels: int) -> Image.Image:
+    width_px, height_px = image.size
+    if width_px * height_px > max_pixels:
+        raise ImageError(
+            f"too many pixels: {width_px} x {height_px} is more than the limit of {max_pixels}"
+        )
+    _load(image)
+    upright = _upright(image)
+    rgb = _convert(image)
+    if upright is not None:
+        rgb = rgb.transpose(upright)
+    # Otherwise whoever honours the orientation again would turn the picture a second time.
+    rgb.info = {}
+    return rgb
+
+
+def _load(image: Image.Image) -> None:
+    try:
+        image.load()
+    except OSError:
+        # Pillow decodes the pixels and then reads what follows them. If only that is damaged, the
+        # second call finds the pixels complete; if they are not, it fails as the first did.
+        image.load()
+
+
+def _upright(image: Image.Image) -> Image.Transpose | None:
+    try:
+        orientation = image.getexif().get(ORIENTATION_TAG)
+    except Exception:  # damaged metadata is no reason to refuse sound pixels
+        return None
+    return UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+
+
+def _convert(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ImageError("floating point pixels have no defined range: save it as 8 or 16 bit")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _convert_16_bit(image)
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _convert_16_bit(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.int64).clip(0, 65535)  # (H, W)
+    grey = (values + 128) // 257  # rounds to the nearest: 257 is odd, so there are no ties
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")

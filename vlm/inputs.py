@@ -1,0 +1,113 @@
+"""What the model reads: one encoded row, and rows stacked into a batch.
+
+Axes: `B` batch, `S` text length, `T` tiles of all images of the batch, one after the other.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from encoders.tiling import TiledImage
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row.
+
+    input_ids: (S,) int64.
+    loss_mask: (S,) bool; True where the token is supervised (the assistant's words and the end of
+        its turn).
+    images: in the order of their `<|image|>` tokens.
+    """
+
+    input_ids: Tensor
+    loss_mask: Tensor
+    images: tuple[TiledImage, ...]
+
+
+@dataclass(frozen=True)
+class ImageInputs:
+    """The distinct images of a batch, their tiles joined without padding, and who shows which.
+
+    An image that several rows show (questions about one picture) stands here once.
+
+    pixels: (T, 3, px, px) uint8.
+    num_tiles: (images,) int64, tiles of each image.
+    aspect_ratio_ids: (images,) int64, 1-based canvas ids.
+    num_images: (B,) int64, images that each row shows.
+    image_index: (sum of num_images,) int64, which image it is, row by row.
+    """
+
+    pixels: Tensor
+    num_tiles: Tensor
+    aspect_ratio_ids: Tensor
+    num_images: Tensor
+    image_index: Tensor
+
+    def to(self, device: torch.device) -> Self:
+        """The same images on `device`."""
+        return type(self)(
+            self.pixels.to(device, non_blocking=True),
+            self.num_tiles.to(device, non_blocking=True),
+            self.aspect_ratio_ids.to(device, non_blocking=True),
+            self.num_images.to(device, non_blocking=True),
+            self.image_index.to(device, non_blocking=True),
+        )
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """A batch of rows.
+
+    input_ids: (B, S) int64, padded on the right.
+    lengths: (B,) int64, tokens of each row.
+    images: None when no row has one.
+    """
+
+    input_ids: Tensor
+    lengths: Tensor
+    images: ImageInputs | None
+
+    def to(self, device: torch.device) -> Self:
+        """The same batch on `device`."""
+        images = None if self.images is None else self.images.to(device)
+        return type(self)(
+            self.input_ids.to(device, non_blocking=True),
+            self.lengths.to(device, non_blocking=True),
+            images,
+        )
+
+
+def stack_images(rows: Sequence[Sequence[TiledImage]]) -> ImageInputs | None:
+    """Join the images of rows, each object once; None when there is none."""
+    images: list[TiledImage] = []
+    places: dict[int, int] = {}
+    image_index: list[int] = []
+    for image in (image for row in rows for image in row):
+        if id(image) not in places:
+            places[id(image)] = len(images)
+            images.append(image)
+        image_index.append(places[id(image)])
+    if not images:
+        return None
+    return ImageInputs(
+        pixels=torch.cat([image.tiles for image in images]),
+        num_tiles=torch.tensor([len(image.tiles) for image in images]),
+        aspect_ratio_ids=torch.tensor([image.aspect_ratio_id for image in images]),
+        num_images=torch.tensor([len(row) for row in rows]),
+        image_index=torch.tensor(image_index),
+    )
+
+
+def stack_examples(examples: Sequence[Example], pad_id: int) -> ModelInputs:
+    """Pad rows on the right to the longest and join their images."""
+    return ModelInputs(
+        input_ids=torch.nn.utils.rnn.pad_sequence(
+            [example.input_ids for example in examples], batch_first=True, padding_value=pad_id
+        ),
+        lengths=torch.tensor([len(example.input_ids) for example in examples]),
+        images=stack_images([example.images for example in examples]),
+    )

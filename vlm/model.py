@@ -1,0 +1,90 @@
+"""The vision-language model: encoder, projector and decoder put together.
+
+Axes: `B` batch, `S` text length, `M` images of a row, `L` image tokens of a row, `T` tiles of all
+images, `N` tokens of a tile, `D` decoder width.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from encoders.vit import VisionEncoder
+from projector.mlp import Projector
+from vlm.config import VLMConfig
+from vlm.decoder.masks import image_token_mask, visible_images
+from vlm.decoder.stack import Decoder, ImageContext
+from vlm.inputs import ImageInputs, ModelInputs
+
+
+class VisionLanguageModel(nn.Module):
+    """A cross-attention vision-language model.
+
+    Args:
+        config: shapes of the three parts.
+        image_token_id: id of `<|image|>`, from which on a text token sees an image.
+    """
+
+    def __init__(self, config: VLMConfig, image_token_id: int) -> None:
+        super().__init__()
+        self.config = config
+        self.image_token_id = image_token_id
+        self.encoder = VisionEncoder(config.vision)
+        self.projector = Projector(
+            config.projector, config.vision.output_size, config.decoder.hidden_size
+        )
+        self.decoder = Decoder(config.decoder)
+
+    def forward(self, inputs: ModelInputs) -> Tensor:
+        """Return hidden states (B, S, D); `decoder.logits` maps them to the vocabulary."""
+        images = None if inputs.images is None else self.image_context(inputs)
+        hidden: Tensor = self.decoder(inputs.input_ids, row_positions(inputs.input_ids), images)
+        return hidden
+
+    def image_context(self, inputs: ModelInputs) -> ImageContext:
+        """Encode and project the images of a batch, and say which text tokens see them."""
+        assert inputs.images is not None
+        images = inputs.images
+        features = self.encoder(images.pixels, images.num_tiles, images.aspect_ratio_ids)
+        tokens, token_image_index = _rows_of_tokens(self.projector(features), images)
+        visible = visible_images(
+            inputs.input_ids,
+            self.image_token_id,
+            int(images.num_images.max()),
+            self.config.image_visibility,
+        )
+        return ImageContext(tokens, image_token_mask(visible, token_image_index))
+
+
+def row_positions(input_ids: Tensor) -> Tensor:
+    """Positions (B, S) int64 of rows that start at 0."""
+    return torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+
+
+def _rows_of_tokens(features: Tensor, images: ImageInputs) -> tuple[Tensor, Tensor]:
+    """Sort the tiles' tokens into the rows that show their images.
+
+    Args:
+        features: (T, N, D).
+    Returns:
+        tokens (B, L, D), zero where a row has fewer than L, and the row's image that each belongs
+        to, (B, L) int64, -1 at padding.
+    """
+    device = features.device
+    tokens_per_image = images.num_tiles * features.shape[1]  # (images,)
+    first_token = tokens_per_image.cumsum(0) - tokens_per_image
+    # One entry for every time that a row shows an image.
+    sizes = tokens_per_image[images.image_index]  # (shown,)
+    row = torch.arange(len(images.num_images), device=device).repeat_interleave(images.num_images)
+    first_shown = images.num_images.cumsum(0) - images.num_images  # (B,)
+    number_in_row = torch.arange(len(row), device=device) - first_shown[row]  # (shown,)
+    # One entry for every token shown.
+    offset = torch.arange(int(sizes.sum()), device=device)
+    offset = offset - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    index = first_token[images.image_index].repeat_interleave(sizes) + offset
+    row_sizes = torch.zeros_like(images.num_images).index_add(0, row, sizes).tolist()
+    tokens = features.flatten(0, 1)[index].split(row_sizes)
+    image_of_token = number_in_row.repeat_interleave(sizes).split(row_sizes)
+    return (
+        pad_sequence(tokens, batch_first=True),  # (B, L, D)
+        pad_sequence(image_of_token, batch_first=True, padding_value=-1),  # (B, L)
+    )

@@ -1,0 +1,1 @@
+"""Model folders: reading, writing and verifying weights."""
