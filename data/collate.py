@@ -79,5 +79,5 @@ def collate_pairs(rows: Sequence[PairRow], pad_id: int) -> PairBatch:
         text_ids=pad_sequence(
             [row.text_ids for row in rows], batch_first=True, padding_value=pad_id
         ),
-        num_tokens=sum(row.num_tokens for row in rows),
+        num_tokens=sum(len(row.text_ids) for row in rows),
     )

@@ -27,9 +27,14 @@ class ChatRows:
     examples: tuple[Example, ...]
 
     @property
-    def num_tokens(self) -> int:
-        """Text tokens of all rows, padded to the longest."""
-        return len(self.examples) * max(len(example.input_ids) for example in self.examples)
+    def num_rows(self) -> int:
+        """Rows that the sample adds to a batch."""
+        return len(self.examples)
+
+    @property
+    def longest(self) -> int:
+        """Text tokens of its longest row."""
+        return max(len(example.input_ids) for example in self.examples)
 
 
 @dataclass(frozen=True)
@@ -44,13 +49,22 @@ class PairRow:
     text_ids: Tensor
 
     @property
-    def num_tokens(self) -> int:
+    def num_rows(self) -> int:
+        """A pair is one row."""
+        return 1
+
+    @property
+    def longest(self) -> int:
         """Text tokens of the row."""
         return len(self.text_ids)
 
 
 class ChatEncoder:
-    """Encode a sample as one chat, or as one row per turn, as `DataConfig.split_turns` says."""
+    """Encode a sample as one chat, or as one row per turn, as `DataConfig.split_turns` says.
+
+    supervision: `assistant` is for stages that answer about pictures; `all` is for text training,
+        which supervises every token and leaves the pictures out.
+    """
 
     def __init__(self, processor: Processor, config: DataConfig, supervision: Supervision) -> None:
         self.processor = processor
@@ -61,15 +75,16 @@ class ChatEncoder:
         """Return the encoded rows; the same `rng` gives the same rows.
 
         Raises:
-            UserError: a picture cannot be read, a row exceeds `max_tokens`, or a sample for text
-                training has pictures.
+            UserError: a picture cannot be read, or a row exceeds `max_tokens`.
         """
-        if self.supervision == "all" and raw.images:
-            raise UserError("text training reads text-only samples, and this one has pictures")
-        images = [self.processor.tile(read_image(content)) for content in raw.images]
-        chats = [raw.sample.messages]
+        if self.supervision == "all":
+            images, messages = [], without_images(raw.sample.messages)
+        else:
+            images = [self.processor.tile(read_image(content)) for content in raw.images]
+            messages = raw.sample.messages
+        chats = [messages]
         if self.config.split_turns:
-            chats = single_turns(raw.sample.messages)
+            chats = single_turns(messages)
             most = self.config.max_turns
             if most is not None and most < len(chats):
                 chats = rng.sample(chats, most)
@@ -138,6 +153,16 @@ def question_answers(sample: Sample) -> list[tuple[str, str, str | None]]:
         else:
             question = message.text
     return pairs
+
+
+def without_images(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """A chat without its pictures; a message that only showed some is left empty."""
+    return tuple(
+        message.model_copy(
+            update={"content": tuple(p for p in message.content if isinstance(p, TextPart))}
+        )
+        for message in messages
+    )
 
 
 def single_turns(messages: Sequence[Message]) -> list[tuple[Message, ...]]:

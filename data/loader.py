@@ -22,10 +22,13 @@ from vlm.errors import UserError
 
 
 class Row(Protocol):
-    """An encoded sample."""
+    """An encoded sample: the rows it adds to a batch, and the text tokens of the longest."""
 
     @property
-    def num_tokens(self) -> int: ...
+    def num_rows(self) -> int: ...
+
+    @property
+    def longest(self) -> int: ...
 
 
 RowT = TypeVar("RowT", bound=Row)
@@ -85,14 +88,12 @@ class PoolEncoder(torch.utils.data.Dataset[PoolBatches[BatchT]], Generic[RowT, B
                 rows.append(self.encode(raw, rng))
             except UserError as error:
                 rejects.append((raw.key, str(error)))
-        rows.sort(key=lambda row: row.num_tokens)  # stable: equal lengths keep the drawn order
-        groups = cut_batches(
-            [row.num_tokens for row in rows], self.config.batch_samples, self.config.batch_tokens
-        )
+        # Batches of equal work; the sort is stable, so equal samples keep the drawn order.
+        rows.sort(key=lambda row: row.num_rows * row.longest)
+        groups = cut_batches(rows, self.config.batch_samples, self.config.batch_tokens)
         if self.shuffle:
             random.Random(f"{self.seed}/{task.epoch}/pool{task.pool}").shuffle(groups)
-        batches = [self.collate([rows[i] for i in group]) for group in groups]
-        return PoolBatches(batches, rejects, len(task.samples))
+        return PoolBatches([self.collate(group) for group in groups], rejects, len(task.samples))
 
 
 class Loader(Generic[RowT, BatchT]):
@@ -130,10 +131,12 @@ class Loader(Generic[RowT, BatchT]):
         pools = torch.utils.data.DataLoader(
             self.encoder,
             batch_size=None,
-            sampler=self.order.pools(self.state.epoch, self.state.pool),  # type: ignore[arg-type]
+            sampler=self.order.pools(self.state.epoch, self.state.pool),
             num_workers=workers,
             prefetch_factor=2 if workers else None,
+            generator=torch.Generator(),  # it draws a seed for workers, not from the run's stream
         )
+        whole_epoch = self.state == LoaderState(self.state.epoch)
         given = 0
         for pool in pools:
             self._count_rejects(pool)
@@ -142,7 +145,7 @@ class Loader(Generic[RowT, BatchT]):
                 given += 1
                 yield batch
             self.state = LoaderState(self.state.epoch, self.state.pool + 1)
-        if not given and self.state.pool == 0:
+        if whole_epoch and not given:
             raise UserError("the data holds no usable sample")
 
     def _count_rejects(self, pool: PoolBatches[BatchT]) -> None:
@@ -207,22 +210,25 @@ class SampleOrder:
 
 
 def cut_batches(
-    lengths: Sequence[int], batch_samples: int | None, batch_tokens: int | None
-) -> list[list[int]]:
-    """Cut rows, given their lengths in ascending order, into batches of indices.
+    rows: Sequence[RowT], batch_samples: int | None, batch_tokens: int | None
+) -> list[list[RowT]]:
+    """Cut encoded samples into batches, in their order.
 
-    A batch holds `batch_samples` rows, or as many as keep rows x longest within `batch_tokens`
-    (at least one).
+    A batch holds `batch_samples` samples, or as many as keep rows x longest row within
+    `batch_tokens` (at least one).
     """
-    groups: list[list[int]] = []
-    for index, length in enumerate(lengths):
+    groups: list[list[RowT]] = []
+    num_rows = longest = 0
+    for row in rows:
+        padded = (num_rows + row.num_rows) * max(longest, row.longest)
         fits = bool(groups) and (
             len(groups[-1]) < batch_samples
             if batch_samples is not None
-            else (len(groups[-1]) + 1) * length <= (batch_tokens or 0)
+            else padded <= (batch_tokens or 0)
         )
-        if fits:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
+        if not fits:
+            groups.append([])
+            num_rows = longest = 0
+        groups[-1].append(row)
+        num_rows, longest = num_rows + row.num_rows, max(longest, row.longest)
     return groups

@@ -11,7 +11,7 @@ from data.schema import ImagePart, Message, RawSample, Sample, TextPart, Turn
 from data.shape_questions import questions
 from data.shapes import DEFAULT_SCENES, Scene, SceneConfig, caption, make_scene, render
 
-Content = Literal["questions", "captions", "both", "text"]
+Content = Literal["questions", "captions", "both"]
 CAPTION_REQUEST = "Describe the image."
 
 
@@ -52,21 +52,20 @@ def scene_sample(
     """One scene as a chat about its picture.
 
     `questions` gives a turn for each question, `captions` one that asks for a description, `both`
-    the description first and then the questions. `text` is `both` without the picture.
+    the description first and then the questions.
     """
     asked = [] if content == "captions" else questions(scene, rng, config)
     pairs = [(question.text, question.answer, str(question.type)) for question in asked]
     if content != "questions":
         pairs.insert(0, (CAPTION_REQUEST, caption(scene), "caption"))
-    picture = () if content == "text" else (ImagePart(),)
     messages: list[Message] = []
     for text, answer, _ in pairs:
-        front = () if messages else picture
+        front = () if messages else (ImagePart(),)
         messages.append(Message(role="user", content=(*front, TextPart(text=text))))
         messages.append(Message(role="assistant", content=(TextPart(text=answer),)))
     turns = tuple(Turn(type=kind, answers=(answer,)) for _, answer, kind in pairs)
     sample = Sample(messages=tuple(messages), turns=turns, source="shapes")
-    return RawSample(key=key, sample=sample, images=[png_bytes(scene)] if picture else [])
+    return RawSample(key=key, sample=sample, images=[png_bytes(scene)])
 
 
 def png_bytes(scene: Scene) -> bytes:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from webdataset.tariterators import (  # type: ignore[import-untyped]
+from webdataset.tariterators import (
     group_by_keys,
     tar_file_expander,
 )

@@ -41,8 +41,8 @@ class TileGroups:
         output = torch.empty_like(query)
         for members in self.members:
             rows = members.flatten()
-            group = (tensor[rows] for tensor in (query, key, value))
-            output = output.index_copy(0, rows, _attend_group(*group, len(members)))
+            group = _attend_group(query[rows], key[rows], value[rows], len(members))
+            output = output.index_copy(0, rows, group)
         return output
 
 

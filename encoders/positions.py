@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from encoders.config import VisionConfig
 from encoders.tiling import supported_canvases
 
+# Large enough for a new encoder to tell places apart from the first step on.
+POSITION_STD = 0.5
+
 
 def num_aspect_ratio_rows(max_num_tiles: int) -> int:
     """Rows of an aspect-ratio table: the supported canvases and the row for "no image"."""
@@ -52,7 +55,7 @@ class PatchPositionEmbedding(nn.Module):
         self.max_num_tiles = config.max_num_tiles
         rows = num_aspect_ratio_rows(config.max_num_tiles)
         width = config.hidden_size
-        self.embedding = nn.Parameter(width**-0.5 * torch.randn(config.num_tokens, width))
+        self.embedding = nn.Parameter(POSITION_STD * torch.randn(config.num_tokens, width))
         self.tile_embedding = nn.Embedding(rows, config.max_num_tiles * config.num_tokens * width)
         self.gate = nn.Parameter(torch.zeros(1))
 

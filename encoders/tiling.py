@@ -52,7 +52,8 @@ def choose_canvas(
     """Return the canvas (rows, columns) that suits a picture best.
 
     That is the one on which the picture is enlarged least; where it must shrink on all of them, the
-    one on which it shrinks least. Among equals, the one with the fewest tiles.
+    one on which it shrinks least. Among equals, the one with the fewest tiles: of all that are
+    equally good it comes first, because its rows and columns are both the fewest.
     https://github.com/huggingface/transformers/blob/main/src/transformers/models/mllama/image_processing_mllama.py
 
     Raises:
@@ -61,10 +62,10 @@ def choose_canvas(
     if height_px < 1 or width_px < 1:
         raise ValueError(f"a picture of {width_px}x{height_px} pixels has nothing to tile")
 
-    def badness(canvas: tuple[int, int]) -> tuple[bool, float, int]:
+    def badness(canvas: tuple[int, int]) -> tuple[bool, float]:
         rows, columns = canvas
         scale = min(rows * tile_size_px / height_px, columns * tile_size_px / width_px)
-        return scale < 1, scale if scale >= 1 else -scale, rows * columns
+        return scale < 1, scale if scale >= 1 else -scale
 
     return min(supported_canvases(max_num_tiles), key=badness)
 

@@ -67,18 +67,18 @@ def _activation_bytes(setup: Setup, batch: ChatBatch | PairBatch) -> int:
 
 def _describe_batch(setup: Setup, batch: ChatBatch | PairBatch) -> str:
     tokenizer = setup.processor.tokenizer
+    images: ImageInputs | None
     if isinstance(batch, PairBatch):
         ids, images = batch.text_ids, batch.images
         shown = repr(tokenizer.decode(ids[0].tolist()))
-        padded = ids.numel()
     else:
         ids, images = batch.inputs.input_ids, batch.inputs.images
-        padded = ids.numel()
         length = int(batch.inputs.lengths[0])
         shown = _marked(setup, ids[0, :length].tolist(), batch.loss_mask[0, :length].tolist())
     lines = [
-        f"first batch: {len(batch.keys)} rows, {batch.num_tokens} text tokens, "
-        f"{100 * (1 - batch.num_tokens / padded):.0f} % padding, {_count_images(images)}",
+        f"first batch: {len(batch.keys)} samples in {len(ids)} rows, {batch.num_tokens} text "
+        f"tokens, {100 * (1 - batch.num_tokens / ids.numel()):.0f} % padding, "
+        f"{_count_images(images)}",
         f"first row ({batch.keys[0]}), supervised text in [[ ]]:",
         f"  {shown}",
     ]

@@ -17,8 +17,8 @@ METRICS_FILE = "metrics.jsonl"
 class MetricsLog:
     """Record figures by step, under `train` or `validation`, wherever someone may look.
 
-    `metrics.jsonl` gets one object a record; on resuming, records from the resumed step on are
-    dropped, so the file reads like that of an uninterrupted run.
+    `metrics.jsonl` gets one object a record; on resuming, records of steps after the resumed
+    one are dropped, so the file reads like that of an uninterrupted run.
     """
 
     def __init__(self, folder: Path, stage: str, steps: int, first_step: int) -> None:
@@ -28,7 +28,7 @@ class MetricsLog:
         self._file = path.open("w")
         for record in kept:
             self._file.write(json.dumps(record) + "\n")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
         self.console = Console(file=sys.stdout)
         self._progress = Progress(
             TextColumn("{task.description}"),

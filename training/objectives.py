@@ -186,7 +186,9 @@ class Contrastive:
 
     def _contrast(self, images: Tensor, texts: Tensor) -> Tensor:
         scale = self.head.log_scale.exp().clamp(max=MAX_SCALE)
-        loss: Tensor = self.loss_function(images, texts, scale, self.head.bias)
+        # Scaled similarities of up to 100 are too coarse in bf16.
+        with torch.autocast(images.device.type, enabled=False):
+            loss: Tensor = self.loss_function(images.float(), texts.float(), scale, self.head.bias)
         return loss
 
 
@@ -194,7 +196,8 @@ def recall(images: Tensor, texts: Tensor, text_ids: list[tuple[int, ...]]) -> di
     """Retrieval recall@1 and @5 between unit embeddings (n, E), image to text and back."""
     same: dict[tuple[int, ...], int] = {}
     label = torch.tensor([same.setdefault(ids, len(same)) for ids in text_ids])
-    similarity = (images @ texts.T).float().cpu()
+    with torch.autocast(images.device.type, enabled=False):  # bf16 would make ties
+        similarity = (images.float() @ texts.float().T).cpu()
     figures = {}
     for name, scores in (("image_to_text", similarity), ("text_to_image", similarity.T)):
         for k in (1, 5):

@@ -27,7 +27,6 @@ from vlm.errors import UserError
 from vlm.weights.folder import write_json
 
 SCENES = SceneConfig()
-NUM_TEXT_SCENES = 800
 NUM_TRAIN_SCENES = 6000
 NUM_VALIDATION_SCENES = 64
 NUM_TEST_SCENES = 200
@@ -70,13 +69,12 @@ def run_quickstart(out: Path, seed: int, minutes: float) -> Report:
 
 def _write_shards(folder: Path, seed: int, scale: float) -> None:
     splits = {
-        "text": (NUM_TEXT_SCENES, "text"),
-        "train": (math.ceil(NUM_TRAIN_SCENES * scale), "both"),
-        "validation": (NUM_VALIDATION_SCENES, "both"),
-        "test": (NUM_TEST_SCENES, "both"),
+        "train": math.ceil(NUM_TRAIN_SCENES * scale),
+        "validation": NUM_VALIDATION_SCENES,
+        "test": NUM_TEST_SCENES,
     }
-    for index, (split, (count, content)) in enumerate(splits.items()):
-        write_scenes(folder / split, count, SEED_STRIDE * seed + index, SCENES, content)
+    for index, (split, count) in enumerate(splits.items()):
+        write_scenes(folder / split, count, SEED_STRIDE * seed + index, SCENES, "both")
 
 
 def _train(stage: StageName, out: Path, seed: int, scale: float) -> StageResult:

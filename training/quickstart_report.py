@@ -8,27 +8,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from html import escape
-from math import floor, isfinite, log10
+from math import isfinite
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from eval.metrics import Accuracy
-from eval.report import Report, Row
+from eval.report import Report
+from training.charts import Curve, chart, linear_axis, strip, strip_scale
 from training.config import StageName
 from training.stages import STAGES
 
+SPLITS = ("train", "validation")
 # Validation figures, each 0..1, that a chart shows where a stage has both.
 SHARES = (
-    {"image_to_text_recall@1": "image to text recall@1", "text_to_image_recall@1": "text to image"},
-    {"turn_accuracy": "turns wholly right", "token_accuracy": "tokens right"},
+    (
+        "recall@1",
+        {"image_to_text_recall@1": "image to text", "text_to_image_recall@1": "text to image"},
+    ),
+    ("right", {"turn_accuracy": "whole turns", "token_accuracy": "tokens"}),
 )
-CHART_PX = (440, 236)
-# Left, top, right and bottom of the plot in a chart.
-PLOT_PX = (48, 30, 426, 202)
-STRIP_PX = (200, 32)
-STRIP_MARGIN_PX = 14
-LOG_RATIO = 4  # losses that fall by more than this factor are drawn on a logarithmic axis
-MAX_TICKS = 8
 
 
 @dataclass(frozen=True)
@@ -89,15 +87,9 @@ def report_page(
     machine: str,
 ) -> str:
     """The page as text; equal arguments give equal pages."""
-    body = "\n".join(
-        (
-            _head(evaluation, seconds, seed, machine),
-            _table(evaluation),
-            _stages(stages),
-            _scenes(scenes),
-            _what_next(evaluation, scenes),
-        )
-    )
+    head = _head(evaluation, seconds, seed, machine)
+    sections = (_table(evaluation), _stages(stages), _scenes(scenes))
+    body = "\n".join((head, *sections, _what_next(evaluation, scenes)))
     return _PAGE.format(style=_STYLE, body=body)
 
 
@@ -125,32 +117,34 @@ def _head(report: Report, seconds: float, seed: int, machine: str) -> str:
     return (
         f"<header><p class=eyebrow>vlm quickstart</p>"
         f"<h1>{_percent(row.accuracy)} of {row.num_questions:,} held-out questions answered right"
-        f"</h1><p class=lead>A vision-language model trained from nothing in {_duration(seconds)}, "
-        f"asked about pictures that it had never seen.</p>"
+        f"</h1><p class=lead>A vision-language model, trained from random weights in "
+        f"{_duration(seconds)}, asked about pictures that it had never seen.</p>"
         f"<div class=tiles>{tiles}</div><dl class=facts>{_pairs(facts)}</dl>"
         f"<p class=quiet>Measured with {escape(versions)}.</p></header>"
     )
 
 
 def _table(report: Report) -> str:
-    rows = "".join(
-        f"<tr{' class=all' if row is report.overall else ''}><th scope=row>{escape(name)}</th>"
-        f"<td>{row.num_questions:,}</td><td class=strip>{_strip(row)}</td>"
-        f"{''.join(_cell(figure) for figure in (row.accuracy, row.blind, row.majority))}</tr>"
-        for name, row in report.rows
-    )
+    rows = []
+    for name, row in report.rows:
+        figures = {"model": row.accuracy, "blind": row.blind, "majority": row.majority}
+        rows.append(
+            f"<tr{' class=all' if row is report.overall else ''}>"
+            f"<th scope=row>{escape(name)}</th><td>{row.num_questions:,}</td>"
+            f"<td class=strip>{strip(figures)}</td>{''.join(map(_cell, figures.values()))}</tr>"
+        )
     source = report.run.majority_from
     counted = escape(source.folder) if source else "these questions"
     return (
         "<section><h2>What it can answer</h2><div class=scroll><table><thead><tr>"
         "<th scope=col>questions</th><th scope=col>n</th>"
-        f"<th scope=col class=strip>{_strip_scale()}</th>"
+        f"<th scope=col class=strip>{strip_scale()}</th>"
         "<th scope=col><i class='dot model'></i>model</th>"
         "<th scope=col><i class='dot blind'></i>blind</th>"
         "<th scope=col><i class='dot majority'></i>majority</th></tr></thead>"
-        f"<tbody>{rows}</tbody></table></div><p class=quiet>Percent of right answers, with 95 % "
-        "Wilson intervals below and as bars. Blind: the same model and questions, no picture. "
-        f"Majority: the most frequent answer of a question's type, counted on {counted}.</p>"
+        f"<tbody>{''.join(rows)}</tbody></table></div><p class=quiet>Percent of right answers, "
+        "with 95 % Wilson intervals below and as bars. Blind: the same model and questions, no "
+        f"picture. Majority: a type's most frequent answer, counted on {counted}.</p>"
         "</section>"
     )
 
@@ -159,169 +153,44 @@ def _cell(figure: Accuracy) -> str:
     return f"<td>{100 * figure.value:.1f}<small>{_interval(figure)}</small></td>"
 
 
-def _strip(row: Row) -> str:
-    """Three figures as marks of different forms on one scale, with their intervals."""
-    parts = []
-    figures = {"majority": row.majority, "blind": row.blind, "model": row.accuracy}
-    for (name, figure), y in zip(figures.items(), (26, 16, 6), strict=True):
-        x, low, high = (_strip_x(value) for value in (figure.value, figure.low, figure.high))
-        forms = {
-            "model": f'<circle cx="{x}" cy="{y}" r="4.5"/>',
-            "blind": f'<circle class=hollow cx="{x}" cy="{y}" r="3.5"/>',
-            "majority": f'<rect x="{x - 3:.1f}" y="{y - 3}" width="6" height="6"/>',
-        }
-        parts.append(
-            f"<g class={name}><title>{name}: {_percent(figure)}</title>"
-            f'<path class=whisker d="M{low} {y}H{high}"/>{forms[name]}</g>'
-        )
-    grid = "".join(f"M{_strip_x(share)} 0V{STRIP_PX[1]}" for share in (0, 0.25, 0.5, 0.75, 1))
-    return f'{_svg(STRIP_PX, "")}<path class=grid d="{grid}"/>{"".join(parts)}</svg>'
-
-
-def _strip_scale() -> str:
-    labels = "".join(
-        f'<text x="{_strip_x(percent / 100)}" y="12" text-anchor="middle">{percent}</text>'
-        for percent in (0, 25, 50, 75, 100)
-    )
-    return f"{_svg((STRIP_PX[0], 14), 'percent')}{labels}</svg>"
-
-
-def _strip_x(share: float) -> float:
-    return round(STRIP_MARGIN_PX + share * (STRIP_PX[0] - 2 * STRIP_MARGIN_PX), 1)
-
-
 def _stages(stages: Sequence[StageResult]) -> str:
     rows = "".join(_stage(number, stage) for number, stage in enumerate(stages, 1))
     return f"<section><h2>How it learned</h2>{rows}</section>"
 
 
 def _stage(number: int, stage: StageResult) -> str:
-    validation = [record for record in stage.metrics if record["split"] == "validation"]
-    last = validation[-1] if validation else {}
-    shares = next((names for names in SHARES if names.keys() <= last.keys()), {})
     facts = {
         "trains": ", ".join(STAGES[stage.name].trained),
         "steps": f"{stage.steps:,}",
         "time": _duration(stage.seconds),
         "final loss": f"{stage.final_loss:.3f}",
     }
-    if last:
-        facts["validation loss"] = f"{last['loss']:.3f}"
-    facts |= {label: f"{100 * last[key]:.1f} %" for key, label in shares.items()}
     unit = "" if stage.name == "encoder" else ", nats per token"
-    lines = [_Line(split, _points(stage.metrics, split, "loss")) for split in _SPLITS]
-    charts = [_chart(f"{stage.name}: loss{unit}", lines, stage.steps)]
-    if shares and len(validation) > 1:
-        of_shares = [
-            _Line(label, [(x, 100 * y) for x, y in _points(stage.metrics, "validation", key)])
-            for key, label in shares.items()
-        ]
-        title = f"{stage.name}: validation, percent"
-        charts.append(_chart(title, of_shares, stage.steps, _linear_axis(100)))
+    training, validation = (_points(stage.metrics, split, "loss") for split in SPLITS)
+    if validation:
+        facts["validation loss"] = f"{validation[-1][1]:.3f}"
+    curves = [Curve("training", training, dots=False), Curve("validation", validation, dots=True)]
+    charts = chart(f"loss{unit}", stage.name, curves, stage.steps)
+    for title, names in SHARES:
+        shares = {
+            label: [(x, 100 * y) for x, y in _points(stage.metrics, "validation", key)]
+            for key, label in names.items()
+        }
+        if all(shares.values()):
+            facts |= {f"{title}, {label}": f"{p[-1][1]:.1f} %" for label, p in shares.items()}
+            curves = [Curve(label, points, dots=True) for label, points in shares.items()]
+            title = f"{title} on validation, percent"
+            charts += chart(title, stage.name, curves, stage.steps, linear_axis(100))
     return (
         f"<article class=stage><div><h3><i>{number}</i>{stage.name}</h3>"
         f"<p class=quiet>{escape(STAGES[stage.name].objective)}</p>"
-        f"<dl>{_pairs(facts)}</dl></div>{''.join(charts)}</article>"
+        f"<dl>{_pairs(facts)}</dl></div>{charts}</article>"
     )
-
-
-_SPLITS = ("train", "validation")
-
-
-class _Line(NamedTuple):
-    label: str
-    points: list[tuple[float, float]]  # (step, value)
-
-
-class _Axis(NamedTuple):
-    """A scale from the first tick to the last."""
-
-    ticks: list[float]
-    log: bool
-
-    def place(self, value: float) -> float:
-        """Where a value lies: 0 at the first tick, 1 at the last."""
-        low, high = self.ticks[0], self.ticks[-1]
-        if self.log:
-            return log10(value / low) / log10(high / low)
-        return (value - low) / (high - low)
-
-
-def _linear_axis(high: float) -> _Axis:
-    """From 0 to at least `high`, in steps of 1, 2 or 5 times a power of ten."""
-    rough = (high or 1) / 5
-    power = 10.0 ** floor(log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
-    count = next(n for n in range(1, 100) if n * step >= high * 0.999)
-    return _Axis([n * step for n in range(count + 1)], log=False)
-
-
-def _log_axis(low: float, high: float) -> _Axis:
-    """Around `low` to `high`, ticks at 1, 2 and 5 times powers of ten, or at these alone."""
-    powers = [10.0**n for n in range(floor(log10(low)), floor(log10(high)) + 2)]
-    fine = [power * factor for power in powers for factor in (1, 2, 5)]
-    inside = fine[
-        max(i for i, tick in enumerate(fine) if tick <= low) : 1
-        + next(i for i, tick in enumerate(fine) if tick >= high)
-    ]
-    return _Axis(inside if len(inside) <= MAX_TICKS else powers, log=True)
-
-
-def _loss_axis(values: Sequence[float]) -> _Axis:
-    low, high = min(values, default=0), max(values, default=1)
-    return _log_axis(low, high) if 0 < low * LOG_RATIO < high else _linear_axis(high)
 
 
 def _points(metrics: Sequence[dict[str, Any]], split: str, key: str) -> list[tuple[float, float]]:
     records = [record for record in metrics if record["split"] == split and key in record]
     return [(r["step"], r[key]) for r in records if isfinite(r[key])]
-
-
-def _chart(title: str, lines: Sequence[_Line], steps: int, y_axis: _Axis | None = None) -> str:
-    """A figure of values over steps; the first line is solid, the second dashed with dots."""
-    y_axis = y_axis or _loss_axis([value for line in lines for _, value in line.points])
-    x_axis = _linear_axis(steps)
-    left, top, right, bottom = PLOT_PX
-    # The last step ends the plot, wherever the next tick would be.
-    x_ticks = [tick for tick in x_axis.ticks if tick <= steps]
-    frame = "".join(
-        f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>'
-        f'<path class=grid d="M{left} {y:.1f}H{right}"/>'
-        for tick in y_axis.ticks
-        for y in [bottom - y_axis.place(tick) * (bottom - top)]
-    ) + "".join(
-        f'<text x="{left + tick / steps * (right - left):.1f}" y="{bottom + 18}" '
-        f'text-anchor="middle">{tick:g}</text>'
-        for tick in x_ticks
-    )
-    drawn, keys = [], []
-    for name, line in zip(("first", "second"), lines, strict=True):
-        places = [
-            (left + x / steps * (right - left), bottom - y_axis.place(y) * (bottom - top))
-            for x, y in line.points
-        ]
-        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
-        dots = "".join(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3"><title>step {step:g}: {value:.4g}</title>'
-            "</circle>"
-            for (x, y), (step, value) in zip(places, line.points, strict=True)
-        )
-        # Training has a point every few steps: dots would hide its line.
-        dotted = dots if line.label != "train" or len(places) == 1 else ""
-        if places:
-            drawn.append(f'<g class={name}><path class=line d="M{path}"/>{dotted}</g>')
-            keys.append(f"<span class={name}>{_KEY}{escape(line.label)}</span>")
-    scale = " (log)" if y_axis.log else ""
-    return (
-        f"<figure><figcaption><b>{escape(title)}{scale}</b>{''.join(keys)}</figcaption>"
-        f"{_svg(CHART_PX, f'{title} over steps')}{frame}{''.join(drawn)}"
-        f'<text x="{right}" y="{CHART_PX[1] - 2}" text-anchor="end">step</text></svg></figure>'
-    )
-
-
-def _svg(size_px: tuple[int, int], label: str) -> str:
-    named = f'role="img" aria-label="{escape(label)}"' if label else 'aria-hidden="true"'
-    return f'<svg viewBox="0 0 {size_px[0]} {size_px[1]}" {named}>'
 
 
 def _scenes(scenes: Sequence[ShownScene]) -> str:
@@ -419,8 +288,6 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
-_KEY = '<svg viewBox="0 0 26 10" aria-hidden="true"><path class=line d="M1 5H25"/></svg>'
-
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -450,8 +317,7 @@ h1 { font-size: clamp(1.7rem, 4.5vw, 2.7rem); line-height: 1.15; letter-spacing:
 h2 { font-size: 1.35rem; letter-spacing: -.01em; margin: 3rem 0 1rem; }
 h3 { font-size: 1.1rem; margin: 0; }
 p { margin: 0; }
-small, .quiet, footer { color: var(--quiet); font-size: 12.5px; }
-small { font-weight: 400; }
+small, .quiet, footer { color: var(--quiet); font-size: 12.5px; font-weight: 400; }
 .eyebrow { color: var(--quiet); font-size: 12px; font-weight: 600; letter-spacing: .07em;
   text-transform: uppercase; }
 .lead { font-size: 1.1rem; color: var(--quiet); }
@@ -464,9 +330,8 @@ small { font-weight: 400; }
 .tile.blind { border-top-color: var(--blind); }
 .tile b { display: block; font-size: 2rem; line-height: 1.25; letter-spacing: -.02em; }
 .tile small { display: block; }
-dl { margin: 0; }
-dt { color: var(--quiet); font-size: 12px; }
-dd { margin: 0; }
+dt { color: var(--quiet); font-size: 12px; overflow-wrap: normal; }
+dl, dd { margin: 0; }
 .facts { display: flex; flex-wrap: wrap; gap: .6rem 2rem; margin-bottom: .8rem; }
 .scroll { overflow-x: auto; margin-bottom: .7rem; }
 table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums;
@@ -477,14 +342,13 @@ thead th { color: var(--quiet); font-size: 12.5px; vertical-align: bottom; }
 tbody tr { border-top: 1px solid var(--line); }
 tr.all > * { font-weight: 700; }
 td small { display: block; font-size: 11.5px; line-height: 1.2; }
-.strip { width: 36%; padding: 0 .5rem; }
+.strip { width: 38%; padding: 0 .5rem; }
 .strip svg { display: block; width: 100%; }
 .dot { display: inline-block; width: 9px; height: 9px; margin-right: .4em; border-radius: 50%;
   background: var(--model); }
 .dot.blind { background: none; border: 2px solid var(--blind); }
 .dot.majority { border-radius: 0; background: var(--majority); }
 svg text { fill: var(--quiet); font: 12px system-ui, sans-serif; }
-.strip text { font-size: 9px; }
 .grid path, path.grid { stroke: var(--line); fill: none; }
 .whisker { stroke: currentColor; stroke-width: 2; opacity: .45; }
 g { fill: currentColor; }
@@ -494,7 +358,7 @@ g.majority { color: var(--majority); }
 .hollow { fill: var(--card); stroke: currentColor; stroke-width: 2; }
 .line { fill: none; stroke: currentColor; stroke-width: 2; stroke-linejoin: round; }
 .second .line { stroke-dasharray: 4 3; }
-.stage { display: grid; grid-template-columns: 190px 1fr 1fr; gap: 1.2rem; padding: 1.1rem;
+.stage { display: grid; grid-template-columns: 210px 1fr 1fr; gap: 1.2rem; padding: 1.1rem;
   margin-bottom: .8rem; }
 .stage h3 i { display: inline-grid; place-items: center; width: 1.6em; height: 1.6em;
   margin-right: .5em; border-radius: 50%; background: var(--model); color: var(--card);
@@ -506,34 +370,29 @@ g.majority { color: var(--majority); }
 figure { margin: 0; min-width: 0; }
 figure > svg { display: block; width: 100%; }
 figcaption { display: flex; flex-wrap: wrap; gap: 0 .9rem; font-size: 12.5px; }
-figcaption b { margin-right: auto; }
+figcaption b { width: 100%; }
 figcaption svg { width: 26px; height: 10px; margin-right: .35em; }
-div.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr));
-  gap: .9rem; }
-.scene { display: flex; flex-direction: column; overflow: hidden; }
+div.grid { columns: 330px; column-gap: .9rem; }
+.scene { break-inside: avoid; margin-bottom: .9rem; overflow: hidden; }
 .top { display: flex; gap: .9rem; padding: .9rem; }
-.top > div { min-width: 0; }
-.top p { margin-bottom: .3rem; line-height: 1.4; }
-.top small { display: block; line-height: 1.4; }
+.top p, .top small { display: block; margin-bottom: .3rem; line-height: 1.4; }
 img { flex: none; width: 144px; height: 144px; object-fit: contain; image-rendering: pixelated; }
 mark { background: var(--tint); color: var(--wrong); text-decoration: underline wavy 1px;
   text-underline-offset: 3px; }
-.scene ul { list-style: none; margin: 0; padding: 0; flex: 1; }
+.scene ul, .next { list-style: none; margin: 0; padding: 0; }
 .scene li { display: grid; grid-template-columns: 1.1em 1fr auto; gap: .5rem; align-items: baseline;
   padding: .22rem .9rem; border-top: 1px solid var(--line); font-size: 13.5px; line-height: 1.35; }
 .scene li > b { text-align: right; max-width: 8.5rem; }
 .scene li b small { display: block; }
 .scene li.wrong { background: var(--tint); }
-li.wrong > b { color: var(--wrong); }
 .mark { font-style: normal; font-weight: 700; color: var(--right); }
+li.wrong > b, .mark.wrong { color: var(--wrong); }
 .top .mark { margin-right: .35em; }
-.mark.wrong { color: var(--wrong); }
 .scene footer { border-top: 1px solid var(--line); padding: .4rem .9rem; }
-.next { padding: 0; margin: 0 0 .6rem; list-style: none; }
 pre { margin: .2rem 0 .9rem; padding: .6rem .9rem; border-radius: 8px; overflow-x: auto;
   background: light-dark(#1d2025, #000); color: #e9ebee; overflow-wrap: normal; }
 code { font: 13px ui-monospace, monospace; }
 @media (max-width: 860px) { .stage { grid-template-columns: 1fr; } }
-@media (max-width: 640px) { .strip { display: none; } th, td { padding: .4rem .55rem; }
-  div.grid { grid-template-columns: 1fr; } }
+@media (max-width: 640px) { .strip { display: none; }
+  th, td { padding: .4rem .3rem; font-size: 13px; } td small { font-size: 10px; } }
 """

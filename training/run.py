@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from data.collate import collate_chats, collate_pairs
@@ -28,6 +29,7 @@ from vlm.config import dump_config
 from vlm.errors import UserError
 from vlm.model import VisionLanguageModel
 from vlm.provenance import commit, library_versions
+from vlm.weights.folder import CONFIG_FILE as FOLDER_CONFIG_FILE
 from vlm.weights.folder import (
     FORMAT,
     FolderConfig,
@@ -89,6 +91,8 @@ def train_stage(config: TrainConfig, resume: bool = False) -> FitResult:
         log.message(describe_parts(setup))
         if resumed is not None:
             log.message(f"resumed from {resumed} at step {trainer.step}")
+        elif resume:
+            log.message(f"no checkpoint in {trainer.checkpoints}; starting anew")
         result = trainer.fit(log)
         if setup.train.rejects:
             key, reason = setup.train.rejects[0]
@@ -103,9 +107,8 @@ def build_setup(config: TrainConfig) -> Setup:
     _check_parents(config, stage)
     tokenizer_folder = _tokenizer_folder(config)
     if tokenizer_folder is None:
-        processor = Processor.train(
-            _texts(config.data.train), config.model.vision, _vocabulary(config)
-        )
+        texts = _texts(config.data.train)
+        processor = Processor.train(texts, config.model.vision, _trained_vocabulary(config))
     else:
         processor = Processor.from_folder(tokenizer_folder, config.model.vision)
     _check_vocabulary(processor.tokenizer, _vocabulary(config))
@@ -115,8 +118,9 @@ def build_setup(config: TrainConfig) -> Setup:
         collate: Any = collate_pairs
     else:
         modules, objective = _language_objects(config, processor)
-        supervision = "all" if config.stage == "text" else "assistant"
-        encode = ChatEncoder(processor, config.data, supervision)
+        encode = ChatEncoder(
+            processor, config.data, "all" if config.stage == "text" else "assistant"
+        )
         collate = collate_chats
     collate = partial(collate, pad_id=processor.tokenizer.pad_id)
     data = config.data
@@ -136,6 +140,8 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     bf16 = config.precision == "bf16" or (
         config.precision == "auto" and not use_cpu and torch.cuda.is_bf16_supported()
     )
+    # accelerate has one state a process; the stages of a process may differ in precision.
+    AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(cpu=use_cpu, mixed_precision="bf16" if bf16 else "no")
 
 
@@ -143,6 +149,7 @@ def run_identity(setup: Setup) -> dict[str, Any]:
     """What must be equal for a checkpoint to be continued: all but where and how often we log."""
     free = {"out", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "device"}
     identity = setup.config.model_dump(mode="json", exclude=free)
+    del identity["data"]["num_workers"]  # the order of samples does not depend on it
     identity["manifests"] = [m.sha256 for m in setup.train.order.manifests]
     return identity
 
@@ -224,6 +231,14 @@ def _vocabulary(config: TrainConfig) -> int:
     return config.model.decoder.vocab_size + config.model.decoder.num_extra_embeddings
 
 
+def _trained_vocabulary(config: TrainConfig) -> int:
+    """Ids of a tokenizer made for the model: only the last, `<|image|>`, may be an extra row."""
+    rows = _vocabulary(config)
+    if config.contrastive is not None:
+        return rows
+    return min(rows, config.model.decoder.vocab_size + 1)
+
+
 def _check_vocabulary(tokenizer: Tokenizer, rows: int) -> None:
     if tokenizer.vocab_size > rows:
         raise UserError(
@@ -253,6 +268,11 @@ def _check_run_folder(out: Path, resume: bool) -> None:
     if not resume and (out / CONFIG_FILE).exists():
         raise UserError(
             f"{out} already holds a run; resume it with --resume auto, or choose another out="
+        )
+    if resume and (out / FOLDER_CONFIG_FILE).exists():
+        raise UserError(
+            f"{out} holds a finished model, so there is nothing to resume; "
+            "train on from it in another out="
         )
 
 

@@ -36,7 +36,7 @@ STAGES: Mapping[StageName, Stage] = MappingProxyType(
             trained=("decoder",),
             components=("decoder",),
             parents=(),
-            objective="next token on every token",
+            objective="next token on every token, pictures left out",
         ),
         "encoder": Stage(
             trained=("encoder", "text tower", "contrastive head"),

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from data.loader import LoaderState
 from vlm.errors import UserError
-from vlm.weights.folder import flush_files, listed, write_json
+from vlm.weights.folder import differences, flush_files, listed, write_json
 
 TENSORS_FILE = "tensors.safetensors"
 STATE_FILE = "state.json"
@@ -92,9 +92,8 @@ def load_checkpoint(
     except (OSError, json.JSONDecodeError, SafetensorError) as error:
         raise UserError(f"checkpoint {path} cannot be read: {error}") from error
     changed = [
-        f"{key} was {state['config'].get(key)!r}, is {config.get(key)!r}"
-        for key in {**state["config"], **config}
-        if state["config"].get(key) != config.get(key)
+        f"{path} was {then!r}, is {now!r}"
+        for path, then, now in differences(state["config"], config)
     ]
     if changed:
         raise UserError(

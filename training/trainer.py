@@ -1,5 +1,6 @@
 """The training loop."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -103,8 +104,10 @@ class Trainer(Generic[RowT, BatchT]):
             elapsed = time.perf_counter() - started
             self.seconds += elapsed
             window.add(loss, micro_batches, elapsed)
-            if self.step % config.log_every == 0 or self.step == config.steps:
-                figures = {**window.figures(), "learning_rate": self._rate(), "gradient_norm": norm}
+            # At checkpoints too, so that a resumed run's averages cover the same steps.
+            if self.step % config.log_every == 0 or self._due(config.checkpoint_every):
+                rate = self.optimizer.param_groups[0]["lr"]
+                figures = {**window.figures(), "learning_rate": rate, "gradient_norm": norm}
                 log.record(self.step, "train", figures)
                 window = _Window()
             if self._due(config.validate_every) and self.validation is not None:
@@ -145,23 +148,23 @@ class Trainer(Generic[RowT, BatchT]):
         for batch in micro_batches:
             with self._autocast():
                 loss = self.objective.loss(batch.to(self.accelerator.device))
-            self.accelerator.backward(loss.total / weight)
+            # A batch without pictures has nothing to teach a stage that trains the vision only.
+            if loss.total.requires_grad:
+                self.accelerator.backward(loss.total / weight)
             total += loss.total.item()
         keys = ", ".join(key for batch in micro_batches for key in batch.keys[:8])
-        if not torch.isfinite(torch.tensor(total)):
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip_norm).item()
+        if not (math.isfinite(total) and math.isfinite(norm)):
             raise UserError(
-                f"the loss of step {self.step + 1} is {total}; nothing was updated; "
-                f"samples: {keys}; lower optim.learning_rate or look at these samples"
+                f"the loss of step {self.step + 1} is {total / weight}, its gradient norm {norm}; "
+                f"nothing was updated; samples: {keys}; "
+                "lower optim.learning_rate or look at these samples"
             )
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip_norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = self._rate()
+            group["lr"] = learning_rate(self.config.optim, self.step, self.config.steps)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return total / weight, norm.item()
-
-    def _rate(self) -> float:
-        return learning_rate(self.config.optim, self.step, self.config.steps)
+        return total / weight, norm
 
     def _due(self, every: int | None) -> bool:
         last = self.step == self.config.steps

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from vlm.chat.processor import Processor
 from vlm.engine.generate import Generation
@@ -186,7 +186,12 @@ class Model:
                 f"unknown setting {sorted(unknown)[0]!r}; "
                 f"there are {', '.join(AnswerConfig.model_fields)}"
             )
-        return AnswerConfig.model_validate(settings)
+        try:
+            return AnswerConfig.model_validate(settings)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            raise UserError(f"setting {name} is {first['input']!r}: {first['msg']}") from None
 
 
 class _Answer:

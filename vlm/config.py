@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from encoders.config import VisionConfig
-from projector.mlp import ProjectorConfig
+from projector.config import ProjectorConfig
 from vlm.decoder.config import DecoderConfig
 from vlm.errors import UserError
 

@@ -82,9 +82,9 @@ def _rows_of_tokens(features: Tensor, images: ImageInputs) -> tuple[Tensor, Tens
     offset = offset - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
     index = first_token[images.image_index].repeat_interleave(sizes) + offset
     row_sizes = torch.zeros_like(images.num_images).index_add(0, row, sizes).tolist()
-    tokens = features.flatten(0, 1)[index].split(row_sizes)
-    image_of_token = number_in_row.repeat_interleave(sizes).split(row_sizes)
+    tokens = torch.split(features.flatten(0, 1)[index], row_sizes)
+    image_of_token = torch.split(number_in_row.repeat_interleave(sizes), row_sizes)
     return (
-        pad_sequence(tokens, batch_first=True),  # (B, L, D)
-        pad_sequence(image_of_token, batch_first=True, padding_value=-1),  # (B, L)
+        pad_sequence(list(tokens), batch_first=True),  # (B, L, D)
+        pad_sequence(list(image_of_token), batch_first=True, padding_value=-1),  # (B, L)
     )

@@ -80,9 +80,11 @@ def test_the_canvas_is_black_below_and_right_of_the_picture() -> None:
     assert tiled.tiles[:, :, 25:].eq(0).all() and tiled.tiles[2, :, :, 6:].eq(0).all()
 
 
-def test_the_tiles_are_a_copy_of_the_picture() -> None:
+def test_the_tiles_are_a_contiguous_copy_of_the_picture() -> None:
     image = picture(32, 32)
-    tile_picture(image, 32, 4).tiles.zero_()
+    tiles = tile_picture(image, 32, 4).tiles
+    assert tiles.is_contiguous()
+    tiles.zero_()
     assert np.asarray(image).any()
 
 

@@ -21,7 +21,7 @@ from vlm.inputs import Example
 
 ROLES = ("system", "user", "assistant")
 # Chats of one structure share a plan; beyond this many structures the plans are made anew.
-MAX_PLANS = 4096
+MAX_PLANS = 1024
 
 
 class Message(Protocol):
@@ -114,7 +114,7 @@ class Processor:
         """Cut an RGB picture into tiles.
 
         Raises:
-            UserError: its proportions cannot be tiled.
+            UserError: it is of another mode, or has no pixels.
         """
         try:
             return tile_picture(image, self.vision.tile_size_px, self.vision.max_num_tiles)
@@ -228,12 +228,14 @@ def _read_parts(content: Any, number: int) -> Iterator[tuple[PartKind, str]]:
             "needed: text or a list of parts"
         )
     for part in content:
-        is_mapping = isinstance(part, Mapping)
-        kind = part.get("type") if is_mapping else part.type
-        if kind == "image":
-            yield "image", ""
-            continue
-        text = part.get("text") if is_mapping else part.text
+        try:
+            kind = part["type"] if isinstance(part, Mapping) else part.type
+            if kind == "image":
+                yield "image", ""
+                continue
+            text = part["text"] if isinstance(part, Mapping) else part.text
+        except (KeyError, AttributeError):
+            kind = text = None
         if kind != "text" or not isinstance(text, str):
             raise UserError(
                 f"messages[{number}] has a part that is neither "

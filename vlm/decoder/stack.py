@@ -110,11 +110,17 @@ class Decoder(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Draw every weight anew; residual outputs shrink with depth (GPT-2, section 2.3)."""
+        """Draw every weight anew; residual outputs shrink with depth (GPT-2, section 2.3).
+
+        Embeddings start at unit variance, so that a token is not drowned by what the first layers
+        add to it; where they are the output layer too they start small, for even logits.
+        """
         for name, parameter in self.named_parameters():
             if parameter.dim() < 2:
                 continue
-            std = 0.02 if name == "embed_tokens.weight" else parameter.shape[1] ** -0.5
+            std = parameter.shape[1] ** -0.5
+            if name == "embed_tokens.weight" and not self.config.tie_embeddings:
+                std = 1.0
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 std /= math.sqrt(2 * self.config.num_layers)
             nn.init.normal_(parameter, std=std)

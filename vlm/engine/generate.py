@@ -6,6 +6,7 @@ Axes: `B` batch, `S` text length, `L` image tokens of a row.
 from collections.abc import Collection
 
 import torch
+from torch import Tensor
 
 from vlm.decoder.cache import KeyValues, TextCache
 from vlm.decoder.stack import ImageContext
@@ -56,7 +57,7 @@ class Generation:
             inputs.input_ids.device,
             decoder.embed_tokens.weight.dtype,
         )
-        self._prefill(inputs)
+        self.images, self.logits = self._prefill(inputs)
 
     @property
     def done(self) -> bool:
@@ -89,19 +90,19 @@ class Generation:
         return tokens
 
     @torch.inference_mode()
-    def _prefill(self, inputs: ModelInputs) -> None:
+    def _prefill(self, inputs: ModelInputs) -> tuple[ImageContext | None, Tensor]:
+        """Run the prompt; return what later tokens see of the images, and the first logits."""
         decoder = self.model.decoder
-        self.images: ImageContext | None = None
+        images: ImageContext | None = None
         last = inputs.lengths - 1  # (B,)
         rows = torch.arange(len(last), device=last.device)
         if inputs.images is not None:
             context = self.model.image_context(inputs)
             assert isinstance(context.tokens, torch.Tensor)
             projected: dict[int, KeyValues] = decoder.project_images(context.tokens)
-            self.images = ImageContext(projected, context.mask)
-        hidden = decoder(inputs.input_ids, row_positions(inputs.input_ids), self.images, self.cache)
-        self.logits = decoder.logits(hidden[rows, last])
-        if self.images is not None:
+            images = ImageContext(projected, context.mask)
+        hidden = decoder(inputs.input_ids, row_positions(inputs.input_ids), images, self.cache)
+        if images is not None:
             # What is generated sees what the prompt's last token saw.
-            mask = self.images.mask[rows, last].unsqueeze(1)  # (B, 1, L)
-            self.images = ImageContext(self.images.tokens, mask)
+            images = ImageContext(images.tokens, images.mask[rows, last].unsqueeze(1))
+        return images, decoder.logits(hidden[rows, last])

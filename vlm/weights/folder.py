@@ -161,10 +161,25 @@ def check_same_config(ours: BaseModel, theirs: BaseModel, section: str, source: 
     """
     differences = [
         f"{path} is {left!r} here and {right!r} there"
-        for path, left, right in _differences(ours.model_dump(), theirs.model_dump(), section)
+        for path, left, right in differences(ours.model_dump(), theirs.model_dump(), section)
     ]
     if differences:
         raise UserError(f"{source} does not match this config: {listed(differences)}")
+
+
+def differences(
+    left: Mapping[str, Any], right: Mapping[str, Any], path: str = ""
+) -> list[tuple[str, Any, Any]]:
+    """Where two nested mappings differ: dotted path, value of the left, value of the right."""
+    found: list[tuple[str, Any, Any]] = []
+    for key in {**left, **right}:
+        here = f"{path}.{key}".lstrip(".")
+        one, other = left.get(key), right.get(key)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            found += differences(one, other, here)
+        elif one != other:
+            found.append((here, one, other))
+    return found
 
 
 def listed(problems: Sequence[str]) -> str:
@@ -193,16 +208,3 @@ def flush_files(folder: Path) -> None:
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
-
-
-def _differences(
-    ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str
-) -> list[tuple[str, Any, Any]]:
-    found: list[tuple[str, Any, Any]] = []
-    for key in {**ours, **theirs}:
-        left, right = ours.get(key), theirs.get(key)
-        if isinstance(left, Mapping) and isinstance(right, Mapping):
-            found += _differences(left, right, f"{prefix}.{key}")
-        elif left != right:
-            found.append((f"{prefix}.{key}", left, right))
-    return found

@@ -281,6 +281,7 @@ def test_saved_and_pickled_processors_encode_alike(
         ([{"role": "user"}], [], r"the content of messages\[0\] is a NoneType"),
         ([message("user", {"type": "video"})], [], r"messages\[0\] has a part that is neither"),
         ([message("user", {"type": "text"})], [], r"messages\[0\] has a part that is neither"),
+        ([{"role": "user", "content": ["?"]}], [], r"messages\[0\] has a part that is neither"),
         ([message("user", IMAGE)], [Image.new("L", (8, 8))], "mode is L, needed: RGB"),
     ],
 )

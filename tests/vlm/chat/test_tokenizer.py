@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from vlm.chat.tokenizer import HEADERS, SPECIAL_TOKENS, Tokenizer
 from vlm.errors import UserError
 
-TEXTS = ["How many red circles are there?", "two", "Is it blue? It isn't: 12345.\n\nNo."] * 20
+TEXTS = ["How many red circles are there?", "two\n\n\n\n\n", "It isn't: 12345.\n\n\nNo."] * 20
 ODD_TEXTS = [
     "",
     "\n",
