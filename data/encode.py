@@ -117,7 +117,7 @@ class PairEncoder:
         """Return the encoded pair; the same `rng` gives the same pair.
 
         Raises:
-            UserError: the sample has no picture, or it cannot be read.
+            UserError: the sample has no picture, it cannot be read, or no text fits.
         """
         if not raw.images:
             raise UserError("a text-only sample has no picture to contrast")
@@ -136,9 +136,10 @@ class PairEncoder:
         rng.shuffle(texts)
         ids: list[int] = []
         for piece in tokenizer.encode_batch(texts):
-            if len(ids) + len(piece) > room:
-                break
-            ids += piece
+            if len(ids) + len(piece) <= room:
+                ids += piece
+        if not ids:
+            raise UserError(f"no question and answer fits into max_tokens {self.max_tokens}")
         return [*ids, tokenizer.eot_id]
 
 

@@ -142,6 +142,14 @@ def _count(scene: Scene, rng: random.Random, config: SceneConfig) -> Iterator[Pa
         yield f"how many {what} are there?", str(count)
 
 
+def _place(scene: Scene, rng: random.Random, config: SceneConfig) -> Iterator[Pair]:
+    """The quarter of the picture that a shape lies in."""
+    named = [shape for shape in scene.shapes if _unique(scene, shape, "colour", "kind")]
+    while named:
+        shape = rng.choice(named)
+        yield f"where is the {shape.colour} {shape.kind}?", scene.place(shape)
+
+
 def _relation(scene: Scene, rng: random.Random, config: SceneConfig) -> Iterator[Pair]:
     """Where one shape is from another, for pairs that clearly lie along one axis."""
     named = [shape for shape in scene.shapes if _unique(scene, shape, "colour", "kind")]
@@ -220,6 +228,7 @@ DRAWERS: dict[QuestionType, Drawer] = {
     "colour": _colour,
     "shape": _shape,
     "count": _count,
+    "place": _place,
     "relation": _relation,
     "comparison": _comparison,
 }

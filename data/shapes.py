@@ -16,7 +16,7 @@ Kind = Literal["circle", "square", "triangle"]
 Colour = Literal["red", "green", "blue", "yellow", "purple", "black"]
 Size = Literal["small", "large"]
 Format = Literal["square", "wide", "tall", "large"]
-QuestionType = Literal["existence", "colour", "shape", "count", "relation", "comparison"]
+QuestionType = Literal["existence", "colour", "shape", "count", "place", "relation", "comparison"]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 COLOURS: tuple[Colour, ...] = get_args(Colour)

@@ -4,7 +4,7 @@ Axes: `B` batch, `S` text length, `V` vocabulary.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 import torch
@@ -94,10 +94,11 @@ class NextToken:
 
     def _supervised(self, batch: ChatBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (n, V) and targets (n,) of the n supervised tokens; their mask (B, S-1)."""
-        hidden = self.model(batch.inputs)
-        mask = batch.loss_mask[:, 1:]
-        logits = self.model.decoder.logits(hidden[:, :-1][mask])
-        return logits, batch.inputs.input_ids[:, 1:][mask], mask
+        input_ids, mask = batch.inputs.input_ids, batch.loss_mask[:, 1:]
+        # Nothing is predicted from the last token.
+        hidden = self.model(replace(batch.inputs, input_ids=input_ids[:, :-1]))
+        logits = self.model.decoder.logits(hidden[mask])
+        return logits, input_ids[:, 1:][mask], mask
 
 
 class ContrastiveHead(nn.Module):

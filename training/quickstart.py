@@ -26,9 +26,21 @@ from vlm.config import PACKAGE_ROOT, load_config
 from vlm.errors import UserError
 from vlm.weights.folder import write_json
 
-SCENES = SceneConfig()
-NUM_TRAIN_SCENES = 6000
-NUM_VALIDATION_SCENES = 64
+SCENES = SceneConfig(
+    colours=("red", "green", "blue", "yellow", "black"),
+    format_weights={"square": 0.55, "wide": 0.15, "tall": 0.15, "large": 0.15},
+    questions_per_type={
+        "existence": 2,
+        "colour": 2,
+        "shape": 2,
+        "count": 2,
+        "place": 1,
+        "relation": 3,
+        "comparison": 1,
+    },
+)
+NUM_TRAIN_SCENES = 4000
+NUM_VALIDATION_SCENES = 48
 NUM_TEST_SCENES = 200
 NUM_SHOWN_SCENES = 12
 STAGES: tuple[StageName, ...] = ("text", "encoder", "align", "finetune")

@@ -3,12 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
+from encoders.tiling import TiledImage
 from vlm.chat.processor import Processor
 from vlm.engine.generate import Generation
 from vlm.engine.sampling import SamplingConfig
@@ -36,7 +37,7 @@ class AnswerConfig(SamplingConfig):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_tokens: PositiveInt = 128
-    stop: tuple[str, ...] = ()
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
 
 
 class Usage(BaseModel):
@@ -108,9 +109,23 @@ class Model:
         batch_size: int = 32,
         **settings: Any,
     ) -> list[str]:
-        """Answer (images, question) requests, in batches of prompts of like length."""
-        prompts = [self._prompt([_question_message(*request)]) for request in requests]
-        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].input_ids))
+        """Answer (images, question) requests, in batches of prompts of like length.
+
+        Requests that show the same objects as images stay together: such an image is read and
+        tiled once, and encoded once a batch.
+        """
+        tiled: dict[int, TiledImage] = {}
+        for image in (image for images, _ in requests for image in images):
+            if id(image) not in tiled:
+                tiled[id(image)] = self.processor.tile(read_image(image))
+        prompts = [
+            self.processor.encode(
+                *_question_chat(question, [tiled[id(image)] for image in images]),
+                add_generation_prompt=True,
+            )
+            for images, question in requests
+        ]
+        order = _batch_order(prompts)
         texts = [""] * len(prompts)
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
@@ -219,19 +234,25 @@ class _Answer:
         return self.stopped
 
     def new_pieces(self, final: bool = False) -> Iterator[str]:
-        """Text that is certain by now and was not given before.
+        """Text that is certain by now and was not given before, without outer whitespace.
 
-        Held back: an unfinished character, and what may grow into a stop string.
+        Held back: an unfinished character, what may grow into a stop string, and whitespace that
+        may turn out to be the last.
         """
-        end = len(self.text)
+        certain = self.text
         if not (self.stopped or final):
-            end = len(self.text.rstrip("\N{REPLACEMENT CHARACTER}"))
-            for stop in self.stop:
-                for size in range(1, len(stop)):
-                    if self.text.endswith(stop[:size]):
-                        end = min(end, len(self.text) - size)
-        if end > self._given:
-            yield self.text[self._given : end]
+            certain = certain.rstrip("\N{REPLACEMENT CHARACTER}")
+            held = [
+                size
+                for stop in self.stop
+                for size in range(1, len(stop))
+                if certain.endswith(stop[:size])
+            ]
+            certain = certain[: len(certain) - max(held, default=0)]
+        start = max(self._given, len(self.text) - len(self.text.lstrip()))
+        end = len(certain.rstrip())
+        if end > start:
+            yield self.text[start:end]
             self._given = end
 
 
@@ -286,9 +307,24 @@ def _as_sequence(images: ImageSource | Sequence[ImageSource]) -> Sequence[ImageS
     return images
 
 
-def _question_message(images: Sequence[ImageSource], question: str) -> dict[str, Any]:
-    parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
-    return {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
+def _question_chat(
+    question: str, images: Sequence[TiledImage]
+) -> tuple[list[dict[str, Any]], Sequence[TiledImage]]:
+    """A chat that shows images and asks a question, and its images."""
+    parts = [*({"type": "image"} for _ in images), {"type": "text", "text": question}]
+    return [{"role": "user", "content": parts}], images
+
+
+def _batch_order(prompts: Sequence[Example]) -> list[int]:
+    """Indices of prompts by length, those that show the same images side by side."""
+    lengths = [len(prompt.input_ids) for prompt in prompts]
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        groups.setdefault(tuple(map(id, prompt.images)), []).append(index)
+    for group in groups.values():
+        group.sort(key=lambda index: lengths[index])
+    ordered = sorted(groups.values(), key=lambda group: lengths[group[0]])
+    return [index for group in ordered for index in group]
 
 
 def _split_images(
@@ -299,21 +335,29 @@ def _split_images(
     images: list[ImageSource] = []
     for number, message in enumerate(messages):
         where = f"messages[{number}]"
+        if not isinstance(message, Mapping):
+            raise UserError(f"{where} is a {type(message).__name__}, needed: role and content")
         if set(message) != {"role", "content"}:
             raise UserError(f"{where} has the keys {sorted(message)}, needed: role and content")
         content = message["content"]
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+        if not isinstance(content, str | list | tuple):
+            raise UserError(
+                f"the content of {where} is a {type(content).__name__}, "
+                "needed: text or a list of parts"
+            )
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         kept = []
         for part in parts:
-            if part.get("type") == "image" and "image" in part:
-                images.append(part["image"])
-                kept.append({"type": "image"})
-            elif part.get("type") == "text" and isinstance(part.get("text"), str):
-                kept.append({"type": "text", "text": part["text"]})
-            else:
-                raise UserError(
-                    f"{where} has a part that is neither "
-                    '{"type": "text", "text": ...} nor {"type": "image", "image": ...}'
-                )
+            match part:
+                case {"type": "image", "image": image}:
+                    images.append(image)
+                    kept.append({"type": "image"})
+                case {"type": "text", "text": str(text)}:
+                    kept.append({"type": "text", "text": text})
+                case _:
+                    raise UserError(
+                        f"{where} has a part that is neither "
+                        '{"type": "text", "text": ...} nor {"type": "image", "image": ...}'
+                    )
         plain.append({"role": message["role"], "content": kept})
     return plain, images

@@ -66,8 +66,8 @@ def _rows_of_tokens(features: Tensor, images: ImageInputs) -> tuple[Tensor, Tens
     Args:
         features: (T, N, D).
     Returns:
-        tokens (B, L, D), zero where a row has fewer than L, and the row's image that each belongs
-        to, (B, L) int64, -1 at padding.
+        tokens (B, L, D), and the row's image that each belongs to, (B, L) int64, -1 at padding,
+        where the tokens are any.
     """
     device = features.device
     tokens_per_image = images.num_tiles * features.shape[1]  # (images,)
@@ -82,9 +82,12 @@ def _rows_of_tokens(features: Tensor, images: ImageInputs) -> tuple[Tensor, Tens
     offset = offset - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
     index = first_token[images.image_index].repeat_interleave(sizes) + offset
     row_sizes = torch.zeros_like(images.num_images).index_add(0, row, sizes).tolist()
-    tokens = torch.split(features.flatten(0, 1)[index], row_sizes)
-    image_of_token = torch.split(number_in_row.repeat_interleave(sizes), row_sizes)
-    return (
-        pad_sequence(list(tokens), batch_first=True),  # (B, L, D)
-        pad_sequence(list(image_of_token), batch_first=True, padding_value=-1),  # (B, L)
+    # Integers are padded and one gather follows: padding features would copy them a row at a time.
+    index = pad_sequence(list(torch.split(index, row_sizes)), batch_first=True)  # (B, L)
+    image_of_token = pad_sequence(
+        list(torch.split(number_in_row.repeat_interleave(sizes), row_sizes)),
+        batch_first=True,
+        padding_value=-1,
     )
+    tokens = features.flatten(0, 1).index_select(0, index.flatten())
+    return tokens.view(*index.shape, -1), image_of_token

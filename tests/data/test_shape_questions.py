@@ -51,6 +51,7 @@ def blind_share(asked, kind: str | None) -> float:
         ("colour", 0.22),
         ("shape", 0.38),
         ("count", 0.37),
+        ("place", 0.31),
         ("relation", 0.31),
         ("comparison", 0.54),
         (None, 0.40),
@@ -66,8 +67,10 @@ def test_every_type_is_asked_and_none_more_often_than_wished(asked) -> None:
         assert len({question.text for question in drawn}) == len(drawn)
     counts = Counter(question.type for _, drawn in asked for question in drawn)
     assert set(counts) == set(QUESTION_TYPES)
-    # Relations need two shapes beside or above one another, each with a name of its own.
-    assert all(n == 2 * NUM_SCENES for kind, n in counts.items() if kind != "relation")
+    # A place needs a shape with a name of its own; a relation two, beside or above one another.
+    rarer = ("place", "relation")
+    assert all(n == 2 * NUM_SCENES for kind, n in counts.items() if kind not in rarer)
+    assert counts["place"] > NUM_SCENES
     assert counts["relation"] > 0.6 * NUM_SCENES
 
 
@@ -126,6 +129,8 @@ def answers(scene: Scene, text: str) -> set[str]:
         return {shape.kind for shape in matching(scene, words[3:])}
     if text.startswith("how many "):
         return {str(len(matching(scene, words[2:-2])))}
+    if text.startswith("where is the ") and len(words) == 5:
+        return {scene.place(shape) for shape in matching(scene, words[3:5])}
     if text.startswith("where is the "):
         (a,), (b,) = matching(scene, words[3:5]), matching(scene, words[7:9])
         dx, dy = a.x_px - b.x_px, a.y_px - b.y_px

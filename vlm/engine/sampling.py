@@ -21,7 +21,7 @@ class SamplingConfig(BaseModel):
 
     temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     top_p: float = Field(default=1.0, gt=0, le=1)
-    seed: int | None = None
+    seed: int | None = Field(default=None, ge=0, lt=2**64)
 
 
 class Sampler:
@@ -29,8 +29,12 @@ class Sampler:
 
     def __init__(self, config: SamplingConfig, num_rows: int) -> None:
         self.config = config
-        seed = torch.seed() if config.seed is None else config.seed
-        self.generators = [torch.Generator().manual_seed(seed) for _ in range(num_rows)]
+        self.generators = [torch.Generator() for _ in range(num_rows)]
+        for generator in self.generators:
+            if config.seed is None:
+                generator.seed()
+            else:
+                generator.manual_seed(config.seed)
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Return (B,) int64 token ids from (B, V) logits."""

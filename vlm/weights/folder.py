@@ -86,7 +86,7 @@ def read_folder_config(folder: Path) -> FolderConfig:
         raise UserError(f"{folder} is not a model folder: {what}")
     try:
         content = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} does not describe a model folder of format {FORMAT!r}")
@@ -103,7 +103,10 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     path = folder / PROVENANCE_FILE
     if not path.is_file():
         raise UserError(f"{folder} has no {PROVENANCE_FILE}: not a finished model folder")
-    content: dict[str, Any] = json.loads(path.read_text())
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
     return content
 
 
@@ -111,7 +114,8 @@ def read_component(folder: Path, component: str) -> dict[str, Tensor]:
     """Read one component's tensors, named as its module names them.
 
     Raises:
-        UserError: the folder does not hold the component, or a weights file is damaged.
+        UserError: the folder does not hold the component, or a weights file is damaged or has a
+            tensor of no component.
     """
     config = read_folder_config(folder)
     if component not in config.components:
@@ -119,14 +123,16 @@ def read_component(folder: Path, component: str) -> dict[str, Tensor]:
             f"{folder} holds {', '.join(config.components)} (stage {config.stage}), "
             f"no {component}; point to a folder that has one"
         )
-    prefix = component + "."
     tensors: dict[str, Tensor] = {}
     for path in weight_files(folder):
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():
-                    if name.startswith(prefix):
-                        tensors[name.removeprefix(prefix)] = file.get_tensor(name)
+                    owner, _, rest = name.partition(".")
+                    if owner not in config.components:
+                        raise UserError(f"{path} has {name}, of no component in {CONFIG_FILE}")
+                    if owner == component:
+                        tensors[rest] = file.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path} cannot be read as safetensors: {error}") from error
     return tensors
@@ -159,12 +165,12 @@ def check_same_config(ours: BaseModel, theirs: BaseModel, section: str, source: 
     Raises:
         UserError: names the first fields that differ, with both values.
     """
-    differences = [
+    problems = [
         f"{path} is {left!r} here and {right!r} there"
         for path, left, right in differences(ours.model_dump(), theirs.model_dump(), section)
     ]
-    if differences:
-        raise UserError(f"{source} does not match this config: {listed(differences)}")
+    if problems:
+        raise UserError(f"{source} does not match this config: {listed(problems)}")
 
 
 def differences(
@@ -193,7 +199,10 @@ def weight_files(folder: Path) -> list[Path]:
     """The folder's safetensors files: one, or those its index names."""
     index = folder / INDEX_FILE
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{index} does not map tensors to files: {error!r}") from error
         return [folder / name for name in names]
     return [folder / WEIGHTS_FILE]
 
