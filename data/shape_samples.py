@@ -9,10 +9,25 @@ from typing import Literal
 from data.pack import Manifest, pack
 from data.schema import ImagePart, Message, RawSample, Sample, TextPart, Turn
 from data.shape_questions import questions
-from data.shapes import DEFAULT_SCENES, Scene, SceneConfig, caption, make_scene, render
+from data.shapes import (
+    DEFAULT_SCENES,
+    Scene,
+    SceneConfig,
+    caption,
+    colours_caption,
+    kinds_caption,
+    make_scene,
+    render,
+)
 
 Content = Literal["questions", "captions", "both"]
 CAPTION_REQUEST = "Describe the image."
+# What else is asked of a picture in `captions`. Few scenes of a batch share all of a full caption,
+# and places are not needed to tell them apart; many share their colours or their kinds.
+PARTIAL_CAPTIONS = {
+    "Describe the colours.": colours_caption,
+    "Describe the shapes.": kinds_caption,
+}
 
 
 def write_scenes(
@@ -51,13 +66,17 @@ def scene_sample(
 ) -> RawSample:
     """One scene as a chat about its picture.
 
-    `questions` gives a turn for each question, `captions` one that asks for a description, `both`
-    the description first and then the questions.
+    `questions` gives a turn for each question, `captions` the description and partial ones, `both`
+    the description and then the questions.
     """
-    asked = [] if content == "captions" else questions(scene, rng, config)
-    pairs = [(question.text, question.answer, str(question.type)) for question in asked]
+    pairs: list[tuple[str, str, str]] = []
     if content != "questions":
-        pairs.insert(0, (CAPTION_REQUEST, caption(scene), "caption"))
+        pairs.append((CAPTION_REQUEST, caption(scene), "caption"))
+    if content == "captions":
+        pairs += [(text, write(scene), "caption") for text, write in PARTIAL_CAPTIONS.items()]
+    else:
+        asked = questions(scene, rng, config)
+        pairs += [(question.text, question.answer, question.type) for question in asked]
     messages: list[Message] = []
     for text, answer, _ in pairs:
         front = () if messages else (ImagePart(),)

@@ -1,11 +1,13 @@
 """Rendered scenes of coloured shapes: a small world in which every answer is known.
 
 A scene has up to four shapes, one in each quarter of the picture at most, so that shapes never
-overlap and a place ("top left") is never in doubt. Pictures have the proportions of one, two
+overlap and a place ("top left") is never in doubt. It lies near the centre of a cell half a tile
+wide, so that a patch of that size holds a shape whole. Pictures have the proportions of one, two
 (side by side or stacked) or four tiles; shapes keep their size in pixels.
 """
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Self, TypeVar, get_args
 
@@ -32,8 +34,10 @@ PAINT: dict[Colour, tuple[int, int, int]] = {
     "black": (35, 35, 35),
 }
 PAINT_JITTER = 12
-# Radii as fractions of a tile: a quarter of a one-tile picture is half a tile wide.
-RADII: dict[Size, tuple[float, float]] = {"small": (0.12, 0.14), "large": (0.20, 0.23)}
+# Shapes lie in cells half a tile wide, this far off their centres at most; as fractions of a tile.
+JITTER = 0.03
+# Radii as fractions of a tile.
+RADII: dict[Size, tuple[float, float]] = {"small": (0.12, 0.14), "large": (0.19, 0.21)}
 # (columns, rows) in tiles.
 CANVASES: dict[Format, tuple[int, int]] = {
     "square": (1, 1),
@@ -51,6 +55,7 @@ T = TypeVar("T")
 class SceneConfig(BaseModel):
     """What scenes look like and what is asked about them.
 
+    num_shapes_weights: how often a scene has 1, 2, 3 and 4 shapes; need not sum to 1.
     format_weights: how often pictures are one tile (`square`), two tiles beside each other
         (`wide`) or stacked (`tall`), or two by two (`large`); weights need not sum to 1.
     questions_per_type: how many different questions of each type a scene gets, where it has as
@@ -61,22 +66,19 @@ class SceneConfig(BaseModel):
 
     kinds: tuple[Kind, ...] = Field(default=KINDS, min_length=2)
     colours: tuple[Colour, ...] = Field(default=COLOURS, min_length=2)
-    min_shapes: int = Field(default=1, ge=1, le=4)
-    max_shapes: int = Field(default=4, ge=1, le=4)
+    num_shapes_weights: tuple[float, float, float, float] = (1, 1, 1, 1)
     tile_size_px: int = Field(default=48, ge=24)
     format_weights: dict[Format, float] = {"square": 0.4, "wide": 0.2, "tall": 0.2, "large": 0.2}
     questions_per_type: dict[QuestionType, int] = dict.fromkeys(QUESTION_TYPES, 2)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.min_shapes > self.max_shapes:
-            raise ValueError(
-                f"min_shapes {self.min_shapes} is greater than max_shapes {self.max_shapes}"
-            )
-        if min(self.format_weights.values(), default=0) < 0 or not sum(
-            self.format_weights.values()
+        for name, weights in (
+            ("num_shapes_weights", self.num_shapes_weights),
+            ("format_weights", tuple(self.format_weights.values())),
         ):
-            raise ValueError("format_weights need one positive weight and no negative one")
+            if min(weights, default=0) < 0 or not sum(weights):
+                raise ValueError(f"{name} need one positive weight and no negative one")
         return self
 
 
@@ -118,7 +120,7 @@ def make_scene(rng: random.Random, config: SceneConfig = DEFAULT_SCENES) -> Scen
     (chosen,) = rng.choices(formats, [config.format_weights[name] for name in formats])
     columns, rows = CANVASES[chosen]
     width, height = columns * config.tile_size_px, rows * config.tile_size_px
-    num_shapes = rng.randint(config.min_shapes, config.max_shapes)
+    (num_shapes,) = rng.choices(range(1, 5), config.num_shapes_weights)
     kinds = _draw_values(rng, config.kinds, num_shapes)
     colours = _draw_values(rng, config.colours, num_shapes)
     sizes = _draw_values(rng, SIZES, num_shapes)
@@ -132,8 +134,8 @@ def make_scene(rng: random.Random, config: SceneConfig = DEFAULT_SCENES) -> Scen
                 kind=kinds[index],
                 colour=colours[index],
                 size=sizes[index],
-                x_px=_jitter(rng, column, width / 2, radius),
-                y_px=_jitter(rng, row, height / 2, radius),
+                x_px=_coordinate(rng, column, width / 2, config.tile_size_px),
+                y_px=_coordinate(rng, row, height / 2, config.tile_size_px),
                 radius_px=radius,
                 paint=_vary(rng, PAINT[colours[index]]),
             )
@@ -153,13 +155,25 @@ def render(scene: Scene) -> Image.Image:
 
 def caption(scene: Scene) -> str:
     """Name every shape in reading order: size, colour, kind and place."""
-    phrases = [
+    return _enumerate(
         f"a {shape.size} {shape.colour} {shape.kind} at the {scene.place(shape)}"
         for shape in scene.shapes
-    ]
-    if len(phrases) == 1:
-        return phrases[0]
-    return ", ".join(phrases[:-1]) + " and " + phrases[-1]
+    )
+
+
+def colours_caption(scene: Scene) -> str:
+    """Name every shape's colour and place, in reading order."""
+    return _enumerate(f"{shape.colour} at the {scene.place(shape)}" for shape in scene.shapes)
+
+
+def kinds_caption(scene: Scene) -> str:
+    """Name every shape's kind and place, in reading order."""
+    return _enumerate(f"a {shape.kind} at the {scene.place(shape)}" for shape in scene.shapes)
+
+
+def _enumerate(phrases: Iterable[str]) -> str:
+    *others, last = phrases
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _draw_values(rng: random.Random, values: tuple[T, ...], count: int) -> list[T]:
@@ -168,10 +182,12 @@ def _draw_values(rng: random.Random, values: tuple[T, ...], count: int) -> list[
     return [rng.choice(palette) for _ in range(count)]
 
 
-def _jitter(rng: random.Random, cell: int, cell_px: float, radius_px: float) -> float:
-    """A coordinate at which a shape lies within its cell, half a pixel off the border."""
-    room = cell_px / 2 - radius_px - 0.5
-    return (cell + 0.5) * cell_px + rng.uniform(-room, room)
+def _coordinate(rng: random.Random, quarter: int, quarter_px: float, tile_size_px: int) -> float:
+    """A coordinate near the centre of one of the quarter's cells."""
+    cell_px = tile_size_px / 2
+    cell = rng.randrange(round(quarter_px / cell_px))
+    jitter = rng.uniform(-JITTER, JITTER) * tile_size_px
+    return quarter * quarter_px + (cell + 0.5) * cell_px + jitter
 
 
 def _vary(rng: random.Random, paint: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from encoders.config import VisionConfig
 from encoders.tiling import supported_canvases
 
-# Large enough for a new encoder to tell places apart from the first step on.
-POSITION_STD = 0.5
+# A new encoder tells places apart from the first step on: patch positions start as large as the
+# patches' content, and half open to the canvas. (Llama 3.2's gate started closed, on top of an
+# encoder that knew single tiles.)
+POSITION_STD = 1.0
+START_GATE = 0.5
 
 
 def num_aspect_ratio_rows(max_num_tiles: int) -> int:
@@ -46,8 +49,8 @@ class TilePositionEmbedding(nn.Module):
 class PatchPositionEmbedding(nn.Module):
     """Add a vector for the token's place in its tile, blended with one for its place on the canvas.
 
-    The gate starts at 0: every tile then gets the same embeddings; opening it moves the weight to
-    the table that knows the canvas.
+    With the gate at 0 every tile gets the same embeddings; opening it moves the weight to the table
+    that knows the canvas.
     """
 
     def __init__(self, config: VisionConfig) -> None:
@@ -57,7 +60,8 @@ class PatchPositionEmbedding(nn.Module):
         width = config.hidden_size
         self.embedding = nn.Parameter(POSITION_STD * torch.randn(config.num_tokens, width))
         self.tile_embedding = nn.Embedding(rows, config.max_num_tiles * config.num_tokens * width)
-        self.gate = nn.Parameter(torch.zeros(1))
+        nn.init.normal_(self.tile_embedding.weight, std=POSITION_STD)
+        self.gate = nn.Parameter(torch.full((1,), START_GATE))
 
     def forward(self, hidden: Tensor, aspect_ratio_ids: Tensor, tile_index: Tensor) -> Tensor:
         """Return `hidden` (T, N, D) plus each token's vector; arguments as above."""

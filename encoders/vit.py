@@ -40,14 +40,14 @@ class VisionEncoder(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Draw every weight matrix anew, preserving variance; position gates stay closed."""
+        """Draw every weight matrix anew, preserving variance; tile gates stay closed."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
+            elif isinstance(module, TilePositionEmbedding):
+                nn.init.normal_(module.embedding.weight, std=0.02)
         # Residual branches start small so that depth does not scale the stream up (GPT-2, 2.3).
         depth = len(self.local_layers) + len(self.global_layers)
         for block in [*self.local_layers, *self.global_layers]:

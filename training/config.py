@@ -33,6 +33,8 @@ class OptimConfig(BaseModel):
     """AdamW and the learning-rate schedule (training/optim.py).
 
     weight_decay: on matrices only.
+    gate_rate_factor: the learning rate of tanh gates, as a multiple of the others'. A gate is one
+        number that starts at zero, and until it has moved little passes it.
     clip_norm: the global gradient norm is clipped to this.
     warmup_steps: the rate rises linearly over these.
     decay_steps: for `warmup_stable_decay`, the last steps, over which the rate falls to zero.
@@ -44,6 +46,7 @@ class OptimConfig(BaseModel):
     betas: tuple[float, float] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     weight_decay: float = Field(default=0.1, ge=0)
+    gate_rate_factor: PositiveFloat = 1.0
     clip_norm: PositiveFloat = 1.0
     schedule: Literal["inverse_sqrt", "cosine", "warmup_stable_decay"] = "inverse_sqrt"
     warmup_steps: PositiveInt

@@ -10,11 +10,19 @@ from training.config import OptimConfig
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the parameters that require gradients; vectors, gates and biases do not decay."""
+    """AdamW over the parameters that require gradients; vectors, gates and biases do not decay.
+
+    A group's learning rate is the schedule's times its `rate_factor`; parameters of shape (1,) are
+    tanh gates and form a group of their own.
+    """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
+    matrices = [p for p in trained if p.dim() >= 2]
+    gates = [p for p in trained if p.shape == (1,)]
+    vectors = [p for p in trained if p.dim() < 2 and p.shape != (1,)]
     groups = [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": config.weight_decay, "rate_factor": 1.0},
+        {"params": vectors, "weight_decay": 0.0, "rate_factor": 1.0},
+        {"params": gates, "weight_decay": 0.0, "rate_factor": config.gate_rate_factor},
     ]
     return torch.optim.AdamW(
         groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True

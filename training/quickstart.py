@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from data.shape_samples import write_scenes
+from data.shape_samples import Content, write_scenes
 from data.shapes import SceneConfig
 from data.shards import read_folder
 from eval.predict import Prediction
@@ -28,13 +28,14 @@ from vlm.weights.folder import write_json
 
 SCENES = SceneConfig(
     colours=("red", "green", "blue", "yellow", "black"),
+    num_shapes_weights=(0.25, 0.35, 0.25, 0.15),
     format_weights={"square": 0.55, "wide": 0.15, "tall": 0.15, "large": 0.15},
     questions_per_type={
         "existence": 2,
         "colour": 2,
         "shape": 2,
         "count": 2,
-        "place": 1,
+        "place": 2,
         "relation": 3,
         "comparison": 1,
     },
@@ -80,13 +81,19 @@ def run_quickstart(out: Path, seed: int, minutes: float) -> Report:
 
 
 def _write_shards(folder: Path, seed: int, scale: float) -> None:
-    splits = {
-        "train": math.ceil(NUM_TRAIN_SCENES * scale),
-        "validation": NUM_VALIDATION_SCENES,
-        "test": NUM_TEST_SCENES,
-    }
-    for index, (split, count) in enumerate(splits.items()):
-        write_scenes(folder / split, count, SEED_STRIDE * seed + index, SCENES, "both")
+    """Write the splits; captions and questions for training are about the same scenes.
+
+    They are samples of their own, so that batches hold rows of like length.
+    """
+    num_train = math.ceil(NUM_TRAIN_SCENES * scale)
+    splits: tuple[tuple[str, int, int, Content], ...] = (
+        ("captions", 0, num_train, "captions"),
+        ("questions", 0, num_train, "questions"),
+        ("validation", 1, NUM_VALIDATION_SCENES, "both"),
+        ("test", 2, NUM_TEST_SCENES, "both"),
+    )
+    for split, number, count, content in splits:
+        write_scenes(folder / split, count, SEED_STRIDE * seed + number, SCENES, content)
 
 
 def _train(stage: StageName, out: Path, seed: int, scale: float) -> StageResult:
@@ -106,10 +113,10 @@ def stage_config(stage: StageName, out: Path, seed: int, scale: float) -> TrainC
         f"out={out / stage}",
         f"seed={seed}",
         f"steps={max(1, round(plain.steps * scale))}",
-        f"data.train=[{shards / plain.data.train[0].name}]",
     ]
-    if plain.data.validation:
-        overrides.append(f"data.validation=[{shards / plain.data.validation[0].name}]")
+    for split in ("train", "validation"):
+        folders = ", ".join(str(shards / path.name) for path in getattr(plain.data, split))
+        overrides.append(f"data.{split}=[{folders}]")
     if plain.optim.decay_steps is not None:
         overrides.append(f"optim.decay_steps={max(1, round(plain.optim.decay_steps * scale))}")
     for key, parent in plain.init_from:

@@ -160,8 +160,9 @@ class Trainer(Generic[RowT, BatchT]):
                 f"nothing was updated; samples: {keys}; "
                 "lower optim.learning_rate or look at these samples"
             )
+        rate = learning_rate(self.config.optim, self.step, self.config.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config.optim, self.step, self.config.steps)
+            group["lr"] = rate * group["rate_factor"]
         self.optimizer.step()
         self.optimizer.zero_grad()
         return total / weight, norm

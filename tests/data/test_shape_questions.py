@@ -103,7 +103,9 @@ def test_questions_per_type_decides_what_is_asked() -> None:
 
 
 def test_wishing_for_more_questions_than_there_are_ends() -> None:
-    config = SceneConfig(max_shapes=1, questions_per_type=dict.fromkeys(QUESTION_TYPES, 500))
+    config = SceneConfig(
+        num_shapes_weights=(1, 0, 0, 0), questions_per_type=dict.fromkeys(QUESTION_TYPES, 500)
+    )
     rng = random.Random(0)
     drawn = questions(make_scene(rng, config), rng, config)
     assert "relation" not in {question.type for question in drawn}

@@ -26,7 +26,7 @@ def test_the_picture_of_a_sample_is_the_rendered_scene() -> None:
     assert read_image(content).tobytes() == render(scene).tobytes()
 
 
-@pytest.mark.parametrize(("content", "captions"), [("captions", 1), ("questions", 0), ("both", 1)])
+@pytest.mark.parametrize(("content", "captions"), [("captions", 3), ("questions", 0), ("both", 1)])
 def test_content_decides_whether_the_scene_is_described(content, captions) -> None:
     scene = make_scene(random.Random(1))
     sample = scene_sample(scene, random.Random(2), "one", content=content).sample

@@ -13,6 +13,8 @@ from data.shapes import (
     SceneConfig,
     Shape,
     caption,
+    colours_caption,
+    kinds_caption,
     make_scene,
     render,
 )
@@ -46,7 +48,7 @@ def test_shapes_lie_inside_the_picture_and_never_overlap() -> None:
 
 
 def test_no_two_shapes_share_a_place() -> None:
-    for scene in scenes(300, SceneConfig(min_shapes=2)):
+    for scene in scenes(300, SceneConfig(num_shapes_weights=(0, 1, 1, 1))):
         places = [scene.place(shape) for shape in scene.shapes]
         assert len(set(places)) == len(places)
 
@@ -65,7 +67,9 @@ def test_every_format_is_drawn_at_its_size() -> None:
 
 
 def test_number_of_shapes_keeps_within_its_bounds() -> None:
-    counts = {len(scene.shapes) for scene in scenes(200, SceneConfig(min_shapes=2, max_shapes=3))}
+    counts = {
+        len(scene.shapes) for scene in scenes(200, SceneConfig(num_shapes_weights=(0, 1, 1, 0)))
+    }
     assert counts == {2, 3}
 
 
@@ -104,6 +108,16 @@ def test_caption_names_every_shape_in_reading_order() -> None:
     )
 
 
+def test_partial_captions_name_every_place_with_one_attribute() -> None:
+    shapes = (
+        *one_shape(y_px=12.0).shapes,
+        *one_shape(kind="circle", colour="blue", x_px=36.0, y_px=36.0).shapes,
+    )
+    scene = Scene(shapes, 48, 48, 0)
+    assert colours_caption(scene) == "red at the top left and blue at the bottom right"
+    assert kinds_caption(scene) == "a square at the top left and a circle at the bottom right"
+
+
 def test_render_returns_an_rgb_picture() -> None:
     picture = render(one_shape())
     assert isinstance(picture, Image.Image)
@@ -113,7 +127,8 @@ def test_render_returns_an_rgb_picture() -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"min_shapes": 3, "max_shapes": 2},
+        {"num_shapes_weights": (0, 0, 0, 0)},
+        {"num_shapes_weights": (1, 1, 1, -1)},
         {"format_weights": {}},
         {"format_weights": {"square": -1.0}},
         {"colour": ["red"]},

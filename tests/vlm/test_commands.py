@@ -47,13 +47,15 @@ QUESTION = "How many circles?"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder with random weights and open gates, so that answers depend on pictures."""
+    """A model folder with random weights and open gates: answers depend on pictures."""
     torch.manual_seed(0)
     processor = Processor.train([QUESTION] * 4, CONFIG.vision, 300)
     network = VisionLanguageModel(CONFIG, processor.tokenizer.image_id)
     for name, parameter in network.named_parameters():
         if name.endswith("_gate"):
             torch.nn.init.ones_(parameter)
+        if "cross_attn.o_proj" in name:
+            parameter.data.mul_(6)
     folder = tmp_path_factory.mktemp("model")
     components = {name: getattr(network, name) for name in ("encoder", "projector", "decoder")}
     described = FolderConfig(
