@@ -27,15 +27,15 @@ from vlm.errors import UserError
 from vlm.weights.folder import write_json
 
 SCENES = SceneConfig(
-    colours=("red", "green", "blue", "yellow", "black"),
-    num_shapes_weights=(0.25, 0.35, 0.25, 0.15),
+    colours=("red", "green", "blue", "yellow"),
+    num_shapes_weights=(0.3, 0.4, 0.2, 0.1),
     format_weights={"square": 0.55, "wide": 0.15, "tall": 0.15, "large": 0.15},
     questions_per_type={
         "existence": 2,
         "colour": 2,
         "shape": 2,
         "count": 2,
-        "place": 2,
+        "place": 1,
         "relation": 3,
         "comparison": 1,
     },

@@ -85,6 +85,7 @@ def test_behind_a_closed_gate_every_tile_gets_the_same_patch_positions(
     config: VisionConfig,
 ) -> None:
     embedding = PatchPositionEmbedding(config)
+    torch.nn.init.zeros_(embedding.gate)
     ids, index = every_tile()
     zeros = torch.zeros(len(ids), config.num_tokens, config.hidden_size)
     added = embedding(zeros, ids, index)

@@ -54,8 +54,8 @@ def test_decay_shrinks_matrices_and_leaves_vectors_alone() -> None:
 
 def test_gates_do_not_decay(tiny_model: nn.Module) -> None:
     groups = build_optimizer(tiny_model.parameters(), make_config()).param_groups
-    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
-    undecayed = {id(parameter) for parameter in groups[1]["params"]}
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0, 0.0]
+    undecayed = {id(parameter) for group in groups[1:] for parameter in group["params"]}
     named = dict(tiny_model.named_parameters())
     assert {n for n, p in named.items() if id(p) in undecayed} == {
         name for name, parameter in named.items() if parameter.dim() < 2
@@ -64,11 +64,20 @@ def test_gates_do_not_decay(tiny_model: nn.Module) -> None:
     assert len(gates) >= 4 and all(id(named[name]) in undecayed for name in gates)
 
 
+def test_gates_and_nothing_else_learn_at_their_own_rate(tiny_model: nn.Module) -> None:
+    groups = build_optimizer(tiny_model.parameters(), make_config(gate_rate_factor=5)).param_groups
+    assert [group["rate_factor"] for group in groups] == [1.0, 1.0, 5.0]
+    names = {"gate", "attn_gate", "mlp_gate", "gate_attn", "gate_ffn"}
+    named = tiny_model.named_parameters()
+    gates = {id(p) for name, p in named if name.rpartition(".")[2] in names}
+    assert {id(parameter) for parameter in groups[2]["params"]} == gates
+
+
 def test_frozen_parameters_are_no_business_of_the_optimizer() -> None:
     module = nn.Linear(3, 2)
     module.bias.requires_grad_(False)
     groups = build_optimizer(module.parameters(), make_config()).param_groups
-    assert [len(group["params"]) for group in groups] == [1, 0]
+    assert [len(group["params"]) for group in groups] == [1, 0, 0]
 
 
 def test_defaults_are_those_of_the_design() -> None:

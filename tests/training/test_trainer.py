@@ -61,6 +61,11 @@ def make_trainer(
     )
 
 
+def plain_descent(parameters: list[Any]) -> torch.optim.Optimizer:
+    """Steps that are the gradients themselves."""
+    return torch.optim.SGD([{"params": parameters, "rate_factor": 1.0}], lr=1.0)
+
+
 def one_epoch(loader: Loader[Any, Any]) -> Iterable[Any]:
     loader.state = LoaderState()
     return loader.one_epoch()
@@ -104,9 +109,7 @@ def test_two_accumulated_batches_give_the_gradient_of_one_large_batch(
         large = chat_batch(setup, [0, 1, 2, 3])
         small = [chat_batch(setup, [0]), chat_batch(setup, [1, 2, 3])]
         assert small[0].loss_mask.sum() != small[1].loss_mask.sum()
-        trainer = make_trainer(
-            config, [large] if count == 1 else small, lambda p: torch.optim.SGD(p, lr=1.0), setup
-        )
+        trainer = make_trainer(config, [large] if count == 1 else small, plain_descent, setup)
         before = weights(trainer)
         (record,) = fit(trainer, tmp_path / str(count))
         after = weights(trainer)
@@ -138,7 +141,7 @@ def test_the_gradient_is_clipped_to_the_norm_and_logged_as_it_was(
 ) -> None:
     optim = {"learning_rate": 1.0, "warmup_steps": 1, "clip_norm": 0.01}
     config = stage_config("finetune", tmp_path, steps=1, optim=optim)
-    trainer = make_trainer(config, optimizer=lambda p: torch.optim.SGD(p, lr=1.0))
+    trainer = make_trainer(config, optimizer=plain_descent)
     before = weights(trainer)
     records = fit(trainer, tmp_path / "run")
     after = weights(trainer)
