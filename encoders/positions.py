@@ -7,6 +7,7 @@ that canvas.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from encoders.config import VisionConfig
@@ -41,8 +42,9 @@ class TilePositionEmbedding(nn.Module):
             aspect_ratio_ids: (T,) int64, of the image that the tile belongs to.
             tile_index: (T,) int64, the tile's index on its canvas.
         """
-        table = self.embedding.weight.view(-1, self.max_num_tiles, hidden.shape[-1])
-        offsets = table[aspect_ratio_ids, tile_index]  # (T, D)
+        table = self.embedding.weight.view(-1, hidden.shape[-1])
+        # The backward pass of an embedding adds in one order, that of indexing in any.
+        offsets = F.embedding(aspect_ratio_ids * self.max_num_tiles + tile_index, table)  # (T, D)
         return hidden + self.gate.tanh() * offsets.unsqueeze(1)
 
 
@@ -67,6 +69,7 @@ class PatchPositionEmbedding(nn.Module):
         """Return `hidden` (T, N, D) plus each token's vector; arguments as above."""
         gate = self.gate.tanh()
         num_tokens, width = self.embedding.shape
-        table = self.tile_embedding.weight.view(-1, self.max_num_tiles, num_tokens, width)
+        table = self.tile_embedding.weight.view(-1, num_tokens * width)
+        on_canvas = F.embedding(aspect_ratio_ids * self.max_num_tiles + tile_index, table)
         hidden = hidden + (1 - gate) * self.embedding
-        return hidden + gate * table[aspect_ratio_ids, tile_index]  # (T, N, D)
+        return hidden + gate * on_canvas.view(-1, num_tokens, width)  # (T, N, D)

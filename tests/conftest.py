@@ -78,7 +78,7 @@ def tiny_model(tiny_config: VLMConfig, processor: Processor) -> VisionLanguageMo
 def open_model(tiny_model: VisionLanguageModel) -> VisionLanguageModel:
     """The tiny model with every gate open and strong cross-attention, frozen.
 
-    Without training a picture hardly moves the most likely token; twenty times as strong it decides.
+    Without training a picture hardly moves the likeliest token; twenty times as strong it decides.
     """
     for name, parameter in tiny_model.named_parameters():
         if "gate" in name.rpartition(".")[2]:
