@@ -73,7 +73,9 @@ def quickstart(
     out: Annotated[Path, typer.Option(help="Folder for shards, models and the report.")] = Path(
         "runs/quickstart"
     ),
-    seed: Annotated[int, typer.Option(help="Equal seeds give equal figures.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Decides the scenes, the first weights and the order.")
+    ] = 0,
     minutes: Annotated[
         float, typer.Option(min=1, help="Scales the training; 6 is the usual run.")
     ] = 6,
