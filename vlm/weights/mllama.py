@@ -28,7 +28,7 @@ from vlm.decoder.config import (
     RopeScaling,
 )
 from vlm.errors import UserError
-from vlm.weights.folder import differences
+from vlm.weights.comparison import differences
 
 # Input rows that Mllama's embedding has behind its vocabulary.
 NUM_EXTRA_EMBEDDINGS = 8

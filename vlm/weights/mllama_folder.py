@@ -10,7 +10,8 @@ from vlm.errors import UserError
 from vlm.model import tensor_shapes
 from vlm.weights.comparison import listed, mismatches
 from vlm.weights.image_settings import apply_image_settings
-from vlm.weights.mllama import config_from_mllama, mllama_name, our_name
+from vlm.weights.mllama import config_from_mllama
+from vlm.weights.mllama_names import mllama_name, our_name
 from vlm.weights.tensors import StoredTensor, stored_tensors
 
 MODEL_TYPE = "mllama"
@@ -58,7 +59,7 @@ def mllama_tensors(folder: Path, config: VLMConfig) -> dict[str, StoredTensor]:
     needed = tensor_shapes(config)
     problems = mismatches(
         {
-            found[name].name if name in found else mllama_name(name): shape
+            found[name].name if name in found else str(mllama_name(name)): shape
             for name, shape in needed.items()
         },
         {tensor.name: tensor.shape for tensor in (*found.values(), *unknown)},
