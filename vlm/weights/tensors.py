@@ -120,7 +120,9 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             continue
         start, end = entry["data_offsets"]
         shape = tuple(entry["shape"])
-        tensors.append(StoredTensor(path, name, entry["dtype"], shape, 8 + size + start, end - start))
+        tensors.append(
+            StoredTensor(path, name, entry["dtype"], shape, 8 + size + start, end - start)
+        )
     return {tensor.name: tensor for tensor in sorted(tensors, key=lambda tensor: tensor.start)}
 
 

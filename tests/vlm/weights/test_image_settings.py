@@ -32,7 +32,9 @@ def write(folder: Path, settings: dict[str, Any], **update: Any) -> Path:
     return folder
 
 
-def test_what_is_written_is_read_back(tmp_path: Path, vision: VisionConfig, tiny_config: Any) -> None:
+def test_what_is_written_is_read_back(
+    tmp_path: Path, vision: VisionConfig, tiny_config: Any
+) -> None:
     write(tmp_path, image_settings(vision))
     assert apply_image_settings(tmp_path, tiny_config.vision) == vision
 
@@ -53,9 +55,7 @@ def test_transformers_reads_what_is_written_and_makes_the_same_pixels(
 
 
 @pytest.mark.parametrize("layout", ["old", "new", "both"])
-def test_both_layouts_are_read_and_the_new_one_wins(
-    mllama_folder: Path, layout: str
-) -> None:
+def test_both_layouts_are_read_and_the_new_one_wins(mllama_folder: Path, layout: str) -> None:
     processor = MllamaProcessor.from_pretrained(mllama_folder)
     mean = list(processor.image_processor.image_mean)
     if layout != "new":
