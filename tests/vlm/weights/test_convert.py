@@ -272,7 +272,42 @@ def test_loading_the_source_and_the_converted_folder_is_the_same(
     assert converted.network.config == direct.network.config
     assert_byte_equal(dict(converted.network.state_dict()), dict(direct.network.state_dict()))
     assert converted.processor.tokenizer.end_ids == direct.processor.tokenizer.end_ids
-    assert 65 in direct.processor.tokenizer.end_ids  # of generation_config.json
+    ends = content(mllama_source / "generation_config.json")["eos_token_id"]
+    assert set(ends) <= set(direct.processor.tokenizer.end_ids)
+
+
+# transformers lets text before an image see it (huggingface/transformers#39379), so the image opens
+# the chat here.
+IMAGE_FIRST = """\
+{% for message in messages %}{% for part in message['content'] %}\
+{{ '<|image|>' if part['type'] == 'image' else part['text'] }}\
+{% endfor %}<|eot_id|>{% endfor %}{{ bos_token }}"""
+
+
+def test_a_folder_answers_as_transformers_does(
+    mllama_folder: Path, picture: Callable[..., Image.Image]
+) -> None:
+    (mllama_folder / "chat_template.jinja").write_text(IMAGE_FIRST)
+    ours = vlm.load(mllama_folder, device="cpu", dtype="float32")
+    theirs = MllamaForConditionalGeneration.from_pretrained(mllama_folder).eval()
+    processor = MllamaProcessor.from_pretrained(mllama_folder)
+    # Ours writes no special token but an end; they may write any.
+    never = ours._never_written()
+    tokenizer = ours.processor.tokenizer
+    answers = set()
+    for seed, size in enumerate([(28, 28), (56, 28), (28, 84), (56, 56)]):
+        image = picture(seed, *size)  # fills its tiles: no resize that could differ
+        text = processor.apply_chat_template(MESSAGES, add_generation_prompt=True)
+        inputs = processor(images=image, text=text, add_special_tokens=False, return_tensors="pt")
+        written = theirs.generate(
+            **inputs, max_new_tokens=24, do_sample=False, suppress_tokens=never
+        )[0, inputs["input_ids"].shape[1] :]
+        parts = [{"type": "image", "image": image}, MESSAGES[0]["content"][1]]
+        reply = ours.chat([{"role": "user", "content": parts}], max_tokens=24)
+        words = [token for token in written.tolist() if token not in tokenizer.end_ids]
+        assert reply.text == tokenizer.decode(words).strip()
+        answers.add(reply.text)
+    assert len(answers) == 4  # they look at the pictures
 
 
 def rename(folder: Path, old: str, new: str) -> None:
@@ -343,8 +378,8 @@ def wrong_end(folder: Path) -> None:
 FAULTS: list[tuple[Callable[[Path], None], str]] = [
     (
         drop_tensor,
-        r"vision_model\.class_embedding is missing \(needed: \[16\]\); "
-        r"vision_model\.klass_embedding has no place in the model \(it is \[16\]\)",
+        r"vision_model\.class_embedding is missing \(needed: \[32\]\); "
+        r"vision_model\.klass_embedding has no place in the model \(it is \[32\]\)",
     ),
     (reshape_tensor, r"multi_modal_projector\.bias is \[31\], needed: \[32\]"),
     (quantise_tensor, r"language_model\.model\.norm\.weight is of dtype I8, needed: F32, BF16"),
