@@ -30,6 +30,7 @@ PartKind = Literal["text", "image"]
 Structure = tuple[tuple[str, tuple[PartKind, ...]], ...]
 
 TEMPLATE_FILE = "chat_template.jinja"
+OLD_TEMPLATE_FILE = "chat_template.json"  # of transformers' processors before version 4.52
 
 # The form of Llama 3 and 3.2 Vision.
 LLAMA3_TEMPLATE = """\
@@ -87,7 +88,7 @@ class ChatTemplate:
 
     @classmethod
     def from_folder(cls, folder: Path, tokenizer: Tokenizer) -> "ChatTemplate":
-        """Read a folder's template, from its own file or from the tokenizer's config.
+        """Read a folder's template, from a file of its own or from the tokenizer's config.
 
         A folder without one gets Llama 3's form.
 
@@ -97,7 +98,9 @@ class ChatTemplate:
         path = folder / TEMPLATE_FILE
         if path.is_file():
             return cls(read_utf8(path), tokenizer.named_tokens)
-        content = read_json_object(folder / CONFIG_FILE).get("chat_template")
+        content = read_json_object(folder / OLD_TEMPLATE_FILE).get("chat_template")
+        if content is None:
+            content = read_json_object(folder / CONFIG_FILE).get("chat_template")
         if isinstance(content, list):  # several, each {"name", "template"}
             content = next((e["template"] for e in content if e.get("name") == "default"), None)
         if isinstance(content, str):

@@ -84,6 +84,11 @@ class DecoderConfig(BaseModel):
     tie_embeddings: bool = False
 
     @property
+    def num_embeddings(self) -> int:
+        """Rows of the input embedding: the vocabulary and what stands behind it."""
+        return self.vocab_size + self.num_extra_embeddings
+
+    @property
     def head_size(self) -> int:
         """Width of one attention head."""
         return self.hidden_size // self.num_heads

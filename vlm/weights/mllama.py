@@ -22,7 +22,7 @@ from projector.config import ProjectorConfig
 from vlm.config import VLMConfig
 from vlm.decoder.config import DecoderConfig, RopeScaling
 from vlm.errors import UserError
-from vlm.weights.folder import differences
+from vlm.weights.comparison import differences
 from vlm.weights.mllama_schema import (
     NUM_EXTRA_EMBEDDINGS,
     MllamaFile,
