@@ -33,6 +33,7 @@ COMMANDS = {
     "caption": Command("vlm.commands", "Describe pictures."),
     "chat": Command("vlm.commands", "Talk with a model about pictures, in the terminal."),
     "eval": Command("eval.commands", "Measure a model on question shards."),
+    "bench": Command("eval.commands", "Measure our speed beside transformers': encode."),
     "env": Command("vlm.commands", "Print the versions and devices in use."),
 }
 
