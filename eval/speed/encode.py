@@ -6,7 +6,7 @@ with `drop` the tiles of the pictures alone.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -98,7 +98,7 @@ class Comparison:
         for name, parameter in self.ours.named_parameters():
             if "gate" in name.rpartition(".")[2]:  # a closed gate would hide what lies behind it
                 nn.init.constant_(parameter, 0.5)
-        self.peer = transformers_twin(self.ours)
+        self.peer: Any = transformers_twin(self.ours)  # its methods are not all annotated
         self.ours.to(device, getattr(torch, dtype))
         self.peer.to(device, getattr(torch, dtype))
 
@@ -176,11 +176,11 @@ def compare_with_transformers(
     return time_row("encode", setting, *seconds), agreement
 
 
-def transformers_twin(ours: VisionEncoder) -> MllamaVisionModel:
+def transformers_twin(ours: VisionEncoder) -> nn.Module:
     """Return transformers' encoder of the same shape, which holds copies of the same weights."""
     config = ours.config
     with torch.device("meta"):
-        peer = MllamaVisionModel(
+        peer: Any = MllamaVisionModel(
             MllamaVisionConfig(
                 image_size=config.tile_size_px,
                 patch_size=config.patch_size_px,
@@ -194,7 +194,6 @@ def transformers_twin(ours: VisionEncoder) -> MllamaVisionModel:
                 intermediate_layers_indices=[i - 1 for i in config.intermediate_layers],
                 vision_output_dim=config.output_size,
                 norm_eps=config.norm_eps,
-                attn_implementation="sdpa",
             )
         )
     state = {}
@@ -203,7 +202,9 @@ def transformers_twin(ours: VisionEncoder) -> MllamaVisionModel:
         assert theirs is not None, name
         state[theirs.removeprefix("vision_model.")] = tensor.clone()
     peer.load_state_dict(state, assign=True)
-    return peer.requires_grad_(False).eval()
+    peer.set_attn_implementation("sdpa")
+    twin: nn.Module = peer.requires_grad_(False).eval()
+    return twin
 
 
 def _masked_padding(
