@@ -54,12 +54,17 @@ class TileGroups:
         counts = torch.tensor([num_tiles[image] for image in order], device=device)
         self.image_index = torch.tensor(order, device=device).repeat_interleave(counts)
         self.tile_index = torch.cat([torch.arange(num_tiles[i], device=device) for i in order])
-        self.num_images = {count: num_tiles.count(count) for count in sorted(set(num_tiles))}
+        # (first slot, end, images) of the images of each count
+        self.runs: list[tuple[int, int, int]] = []
+        for count in sorted(set(num_tiles)):
+            first, num_images = self.runs[-1][1] if self.runs else 0, num_tiles.count(count)
+            self.runs.append((first, first + count * num_images, num_images))
         # (T,) int64, the tile in each slot and the slot of each tile; None where they are equal
-        self.tiles = self.slots = None
+        self.tiles: Tensor | None = None
+        self.slots: Tensor | None = None
         if order != list(range(len(order))):
-            first = torch.tensor([0, *num_tiles[:-1]], device=device).cumsum(0)  # (images,)
-            self.tiles = first[self.image_index] + self.tile_index
+            starts = torch.tensor([0, *num_tiles[:-1]], device=device).cumsum(0)  # (images,)
+            self.tiles = starts[self.image_index] + self.tile_index
             self.slots = self.tiles.argsort()
 
     def fill(self, patches: Tensor) -> Tensor:
@@ -76,11 +81,9 @@ class TileGroups:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attend within each image; all tensors (T, N, H, D/H)."""
-        sizes = [count * images for count, images in self.num_images.items()]
-        groups = zip(*(tensor.split(sizes) for tensor in (query, key, value)), strict=True)
         attended = [
-            attend_in_groups(*group, num_groups=images)
-            for group, images in zip(groups, self.num_images.values(), strict=True)
+            attend_in_groups(query[first:end], key[first:end], value[first:end], num_images)
+            for first, end, num_images in self.runs
         ]
         return torch.cat(attended) if len(attended) > 1 else attended[0]
 
