@@ -13,8 +13,12 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 class VisionConfig(BaseModel):
     """Shape of the vision encoder; the defaults of optional fields are Llama 3.2 Vision's.
 
-    `intermediate_layers` names local layers by the state that *enters* them, as Llama 3.2 does:
-    index 3 is the output of the third local layer.
+    intermediate_layers: the local layers whose *entering* states join the output, as in Meta's
+        Llama 3.2: index 3 is the output of the third layer, `num_local_layers` that of the last.
+    local_attention: whether local layers see the tile or the whole image.
+    padding_tiles: `drop` computes the tiles of the picture only. `attend` is the arithmetic of
+        Llama 3.2: images are filled up to `max_num_tiles` with empty tiles, which the picture's
+        tokens see. It needs `local_attention: image`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -29,6 +33,7 @@ class VisionConfig(BaseModel):
     num_global_layers: int = Field(ge=0)
     intermediate_layers: tuple[int, ...]
     local_attention: Literal["tile", "image"] = "tile"
+    padding_tiles: Literal["drop", "attend"] = "drop"
     norm_eps: float = Field(default=1e-5, gt=0)
     image_mean: tuple[float, float, float] = CLIP_MEAN
     image_std: tuple[float, float, float] = CLIP_STD
@@ -59,11 +64,16 @@ class VisionConfig(BaseModel):
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
             )
-        outside = [i for i in self.intermediate_layers if not 0 <= i < self.num_local_layers]
+        outside = [i for i in self.intermediate_layers if not 0 <= i <= self.num_local_layers]
         if outside:
             raise ValueError(
-                f"intermediate_layers {outside} are outside 0..{self.num_local_layers - 1}, "
-                f"the {self.num_local_layers} local layers"
+                f"intermediate_layers {outside} are outside 0..{self.num_local_layers}, "
+                f"the states before and after the {self.num_local_layers} local layers"
+            )
+        if self.padding_tiles == "attend" and self.local_attention == "tile":
+            raise ValueError(
+                "padding_tiles 'attend' needs local_attention 'image': "
+                "a tile that attends to itself alone sees no padding tile"
             )
         return self
 

@@ -55,6 +55,13 @@ class VisionLanguageModel(nn.Module):
         return ImageContext(tokens, image_token_mask(visible, token_image_index))
 
 
+def tensor_shapes(config: VLMConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a model's tensors, without making them."""
+    with torch.device("meta"):
+        model = VisionLanguageModel(config, image_token_id=0)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
 def row_positions(input_ids: Tensor) -> Tensor:
     """Positions (B, S) int64 of rows that start at 0."""
     return torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
