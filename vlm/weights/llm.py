@@ -161,7 +161,7 @@ def _decoder_config(
     num_heads, num_self_layers = fields["num_attention_heads"], fields["num_hidden_layers"]
     read_only = {tokenizer.pad_id, tokenizer.image_id}
     written = [index for index in tokenizer.added_ids if index not in read_only]
-    vocab_size = max(fields["vocab_size"], *(index + 1 for index in written))
+    vocab_size = max([fields["vocab_size"], *(index + 1 for index in written)])
     bias = "qkvo" if fields.get("attention_bias") else None
     shape = {
         "vocab_size": vocab_size,
