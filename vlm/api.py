@@ -17,13 +17,12 @@ from vlm.errors import UserError
 from vlm.images import read_image
 from vlm.inputs import Example, stack_examples
 from vlm.model import VisionLanguageModel
-from vlm.weights.folder import load_component, read_component, read_folder_config
+from vlm.weights.folder import COMPONENTS, load_component, read_component, read_folder_config
 
 ImageSource = str | Path | bytes | Image.Image
 FinishReason = Literal["stop", "length"]
 
 CAPTION_PROMPT = "Describe the image."
-COMPONENTS = ("encoder", "projector", "decoder")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -254,13 +253,14 @@ class _Answer:
 
 
 def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> Model:
-    """Load a model folder.
+    """Load a model folder: one of ours, or one of transformers' Mllama (Llama 3.2 Vision).
 
     Args:
         device: "auto" is the first GPU where there is one, else the CPU.
         dtype: "float32", "bfloat16", "float16"; "auto" is bfloat16 on a GPU, float32 on the CPU.
     Raises:
-        UserError: the folder is missing, damaged, or holds only a part of a model.
+        UserError: the folder is missing, damaged, holds only a part of a model or one of another
+            kind.
     """
     folder = Path(path)
     config = read_folder_config(folder)
@@ -277,6 +277,7 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> Model:
         dtype if dtype != "auto" else ("bfloat16" if target.type == "cuda" else "float32")
     ]
     processor = Processor.from_folder(folder, config.model.vision)
+    processor.tokenizer.check_fits(config.model.decoder.num_embeddings)
     with torch.device("meta"):
         network = VisionLanguageModel(config.model, processor.tokenizer.image_id)
     network.to_empty(device=target).to(weights_dtype)

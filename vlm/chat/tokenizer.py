@@ -236,6 +236,18 @@ class Tokenizer:
             )
         return self._special[name]
 
+    def check_fits(self, num_embeddings: int) -> None:
+        """Check that every id has a row in an embedding of so many.
+
+        Raises:
+            UserError: it has too few.
+        """
+        if self.vocab_size > num_embeddings:
+            raise UserError(
+                f"the tokenizer has {self.vocab_size} ids, the model {num_embeddings} embedding "
+                "rows; raise vocab_size in the model's config"
+            )
+
     def save(self, folder: Path) -> None:
         """Write the files that it is built from, as transformers reads them."""
         folder.mkdir(parents=True, exist_ok=True)

@@ -96,8 +96,7 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        num_rows = config.vocab_size + config.num_extra_embeddings
-        self.embed_tokens = nn.Embedding(num_rows, config.hidden_size)
+        self.embed_tokens = nn.Embedding(config.num_embeddings, config.hidden_size)
         self.layers = nn.ModuleList(
             CrossAttentionBlock(config)
             if layer in config.cross_attention_layers
