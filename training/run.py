@@ -24,7 +24,6 @@ from training.optim import build_optimizer
 from training.stages import STAGES, Stage, freeze, parts_of
 from training.trainer import FitResult, Trainer
 from vlm.chat.processor import Processor
-from vlm.chat.tokenizer import Tokenizer
 from vlm.config import dump_config
 from vlm.errors import UserError
 from vlm.model import VisionLanguageModel
