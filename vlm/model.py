@@ -37,7 +37,8 @@ class VisionLanguageModel(nn.Module):
     def forward(self, inputs: ModelInputs) -> Tensor:
         """Return hidden states (B, S, D); `decoder.logits` maps them to the vocabulary."""
         images = None if inputs.images is None else self.image_context(inputs)
-        hidden: Tensor = self.decoder(inputs.input_ids, row_positions(inputs.input_ids), images)
+        positions = row_positions(inputs.input_ids)
+        hidden: Tensor = self.decoder(inputs.input_ids, positions, images, lengths=inputs.lengths)
         return hidden
 
     def image_context(self, inputs: ModelInputs) -> ImageContext:

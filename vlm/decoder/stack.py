@@ -132,6 +132,7 @@ class Decoder(nn.Module):
         positions: Tensor,
         images: ImageContext | None,
         cache: TextCache | None = None,
+        lengths: Tensor | None = None,
     ) -> Tensor:
         """Return normalised hidden states (B, S, D).
 
@@ -141,9 +142,10 @@ class Decoder(nn.Module):
             positions: (B, S) int64, consecutive in each row.
             images: None when no row has an image; cross-attention layers are then skipped.
             cache: text keys and values of earlier positions; this call's are added to it.
+            lengths: (B,) int64, tokens of each row without padding; None where there is none.
         """
         hidden = self.embed_tokens(input_ids)  # (B, S, D)
-        rotary = rotary_table(self.config, positions, hidden.dtype)
+        rotary = rotary_table(self.config, positions, hidden.dtype, lengths)
         mask = None
         if cache is not None:
             key_positions = torch.arange(cache.max_tokens, device=positions.device)

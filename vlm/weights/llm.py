@@ -17,7 +17,7 @@ from vlm.chat.template import read_chat_format
 from vlm.chat.tokenizer import Tokenizer, read_json_object
 from vlm.decoder.config import CROSS_ATTENTION_PERIOD, ROPE_FIELDS, DecoderConfig
 from vlm.errors import UserError
-from vlm.weights.mllama import ROPE_WORDS
+from vlm.weights.mllama_schema import rope_words
 
 CONFIG_FILE = "config.json"
 FAMILIES: Mapping[str, type[PreTrainedConfig]] = {
@@ -203,25 +203,22 @@ def _rope(fields: Mapping[str, Any]) -> dict[str, Any]:
     if given.pop("partial_rotary_factor", 1) != 1:
         raise UserError("partial_rotary_factor is not 1: the decoder rotates whole heads only")
     if kind == "default":
-        read: tuple[str, ...] = ()
+        words: dict[str, str] = {}
     elif kind in ROPE_FIELDS:
-        read = ("factor", *ROPE_FIELDS[kind])
+        words = rope_words(kind)
+        given[words["kind"]] = kind
     else:
         raise UserError(
             f"rope_parameters.rope_type (in older files rope_scaling.type) is {kind!r}; "
             f"there are default, {', '.join(ROPE_FIELDS)}"
         )
     if kind == "dynamic":
-        given.setdefault(ROPE_WORDS["original_max_positions"], fields["max_position_embeddings"])
-    scaling = {name: given.pop(ROPE_WORDS.get(name, name), None) for name in read}
+        given.setdefault(words["original_max_positions"], fields["max_position_embeddings"])
+    scaling = {ours: given.pop(theirs) for ours, theirs in words.items() if theirs in given}
     if given:
         name, value = next(iter(given.items()))
         raise UserError(f"rope_parameters.{name} is {value!r}, which the kind {kind!r} has not")
-    scaling = {name: value for name, value in scaling.items() if value is not None}
-    return {
-        "rope_theta": theta,
-        "rope_scaling": None if kind == "default" else {"kind": kind, **scaling},
-    }
+    return {"rope_theta": theta, "rope_scaling": scaling or None}
 
 
 def _max_positions(fields: Mapping[str, Any]) -> tuple[int, list[str]]:

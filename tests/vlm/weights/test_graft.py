@@ -66,6 +66,8 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 16,
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
+# The base grows beyond these tokens; `max_position_embeddings` is the trained length here.
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0}
 YARN = {
     "rope_type": "yarn",
     "rope_theta": 10_000.0,
@@ -88,6 +90,7 @@ FAMILIES = {
     "llama 3": Family(LlamaConfig, LlamaForCausalLM, {"rope_parameters": LLAMA3_ROPE}),
     "llama with biases": Family(LlamaConfig, LlamaForCausalLM, {"attention_bias": True}),
     "llama with linear rope": Family(LlamaConfig, LlamaForCausalLM, {"rope_parameters": LINEAR}),
+    "llama with dynamic rope": Family(LlamaConfig, LlamaForCausalLM, {"rope_parameters": DYNAMIC}),
     "mistral": Family(MistralConfig, MistralForCausalLM, {"sliding_window": None}),
     "mistral with a window": Family(MistralConfig, MistralForCausalLM, {"sliding_window": 64}),
     # Rows without a token: the first becomes that of <|image|>.
