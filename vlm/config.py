@@ -143,15 +143,18 @@ def _find_path(name: str, folders: Sequence[Path], needed_by: str = "") -> Path:
                 f"{needed_by}no file {name!r}; did you mean {candidate.parent / near[0]}?"
             )
     places = ", ".join(dict.fromkeys(str(candidate.parent) for candidate in candidates))
-    raise UserError(f"{needed_by}no file {name!r} (looked in {places})")
+    raise UserError(f"{needed_by}no file or folder {name!r} (looked in {places})")
 
 
-def _read_path(path: Path, section: type[BaseModel]) -> dict[str, Any]:
+def _read_path(path: Path, section: type[BaseModel], needed_by: str = "") -> dict[str, Any]:
     if path.is_file():
         return _read_mapping(path)
     from vlm.weights.sections import read_section  # needs this module, and transformers
 
-    return read_section(section, path).model_dump(mode="json")
+    try:
+        return read_section(section, path).model_dump(mode="json")
+    except UserError as error:
+        raise UserError(f"{needed_by}{error}") from error
 
 
 def _read_mapping(file: Path) -> dict[str, Any]:
@@ -185,7 +188,7 @@ def _include(value: Any, types: Types, keys: Keys, folder: Path, origins: Origin
         needed_by = f"{_origin(keys, origins)}: {_dotted(keys)}: "
         path = _find_path(value, [Path(), folder], needed_by)
         origins[keys] = str(path)
-        value, folder = _read_path(path, _sections(types)[0]), path.parent
+        value, folder = _read_path(path, _sections(types)[0], needed_by), path.parent
     children: Mapping[Any, Any]
     if isinstance(value, dict):
         children = value

@@ -17,7 +17,7 @@ from vlm.chat.template import read_chat_format
 from vlm.chat.tokenizer import Tokenizer, read_json_object
 from vlm.decoder.config import CROSS_ATTENTION_PERIOD, ROPE_FIELDS, DecoderConfig
 from vlm.errors import UserError
-from vlm.weights.mllama_schema import rope_words
+from vlm.weights.mllama_schema import NEUTRAL_KEYS, rope_words
 
 CONFIG_FILE = "config.json"
 FAMILIES: Mapping[str, type[PreTrainedConfig]] = {
@@ -58,22 +58,14 @@ READ = {
 }
 # Names that files have and transformers' classes read, though not among their fields.
 OLDER_FIELDS = {"head_dim", "rope_scaling", "rope_theta", "partial_rotary_factor"}
-# Book-keeping, settings of training and of other tasks, and what converters left behind.
-WITHOUT_EFFECT = {
-    *(field.name for field in dataclasses.fields(PreTrainedConfig)),
-    "_name_or_path",
-    "bos_token_id",
-    "pad_token_id",
-    "initializer_range",
+# Further fields that change no number of these models: settings of training, and what converters
+# and trainers left behind.
+WITHOUT_EFFECT = NEUTRAL_KEYS | {
     "is_llama_config",
     "max_sequence_length",
     "model_type",
     "pretraining_tp",
-    "torch_dtype",
     "transformers.js_config",
-    "unsloth_fixed",
-    "unsloth_version",
-    "use_cache",
 }
 
 

@@ -23,9 +23,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from training.config import TrainConfig
 from vlm.chat.processor import Processor
 from vlm.chat.tokenizer import EOT_TOKEN, IMAGE_TOKEN
-from vlm.config import VLMConfig
+from vlm.config import PACKAGE_ROOT, VLMConfig, load_config
 from vlm.decoder.cache import TextCache
 from vlm.decoder.stack import Decoder, ImageContext
 from vlm.engine.generate import Generation
@@ -66,7 +67,7 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 16,
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
-# The base grows beyond these tokens; `max_position_embeddings` is the trained length here.
+# The base grows beyond `max_position_embeddings`, which is the trained length here.
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0}
 YARN = {
     "rope_type": "yarn",
@@ -90,7 +91,11 @@ FAMILIES = {
     "llama 3": Family(LlamaConfig, LlamaForCausalLM, {"rope_parameters": LLAMA3_ROPE}),
     "llama with biases": Family(LlamaConfig, LlamaForCausalLM, {"attention_bias": True}),
     "llama with linear rope": Family(LlamaConfig, LlamaForCausalLM, {"rope_parameters": LINEAR}),
-    "llama with dynamic rope": Family(LlamaConfig, LlamaForCausalLM, {"rope_parameters": DYNAMIC}),
+    "llama with dynamic rope": Family(
+        LlamaConfig,
+        LlamaForCausalLM,
+        {"rope_parameters": DYNAMIC, "max_position_embeddings": 32},
+    ),
     "mistral": Family(MistralConfig, MistralForCausalLM, {"sliding_window": None}),
     "mistral with a window": Family(MistralConfig, MistralForCausalLM, {"sliding_window": 64}),
     # Rows without a token: the first becomes that of <|image|>.
@@ -391,6 +396,156 @@ def test_every_fourth_layer_of_the_llm_gets_a_cross_attention_layer_behind_it(
 
 def test_thirty_two_layers_give_forty() -> None:
     assert num_layers_with_cross_attention(32) == 40
+
+
+# As their folders on the hub have them, but for names of files and versions.
+PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "Llama-3.2-1B": (
+        {
+            "model_type": "llama",
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "eos_token_id": 128001,
+            "head_dim": 64,
+            "hidden_act": "silu",
+            "hidden_size": 2048,
+            "initializer_range": 0.02,
+            "intermediate_size": 8192,
+            "max_position_embeddings": 131072,
+            "mlp_bias": False,
+            "num_attention_heads": 32,
+            "num_hidden_layers": 16,
+            "num_key_value_heads": 8,
+            "pretraining_tp": 1,
+            "rms_norm_eps": 1e-05,
+            "rope_scaling": {
+                "factor": 32.0,
+                "high_freq_factor": 4.0,
+                "low_freq_factor": 1.0,
+                "original_max_position_embeddings": 8192,
+                "rope_type": "llama3",
+            },
+            "rope_theta": 500000.0,
+            "tie_word_embeddings": True,
+            "torch_dtype": "bfloat16",
+            "use_cache": True,
+            "vocab_size": 128256,
+        },
+        {"num_layers": 20, "max_positions": 131072, "tie_embeddings": True},
+    ),
+    "Mistral-7B-v0.1": (
+        {
+            "model_type": "mistral",
+            "hidden_act": "silu",
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "max_position_embeddings": 32768,
+            "num_attention_heads": 32,
+            "num_hidden_layers": 32,
+            "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 10000.0,
+            "sliding_window": 4096,
+            "tie_word_embeddings": False,
+            "vocab_size": 32000,
+        },
+        {"num_layers": 40, "max_positions": 4096, "head_size": 128},
+    ),
+    "Qwen2.5-0.5B": (
+        {
+            "model_type": "qwen2",
+            "attention_dropout": 0.0,
+            "hidden_act": "silu",
+            "hidden_size": 896,
+            "intermediate_size": 4864,
+            "max_position_embeddings": 32768,
+            "max_window_layers": 24,
+            "num_attention_heads": 14,
+            "num_hidden_layers": 24,
+            "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-06,
+            "rope_theta": 1000000.0,
+            "sliding_window": 32768,
+            "tie_word_embeddings": True,
+            "use_mrope": False,
+            "use_sliding_window": False,
+            "vocab_size": 151936,
+        },
+        {"num_layers": 30, "max_positions": 32768, "attention_bias": "qkv", "rope_theta": 1e6},
+    ),
+    "Qwen3-0.6B": (
+        {
+            "model_type": "qwen3",
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "head_dim": 128,
+            "hidden_act": "silu",
+            "hidden_size": 1024,
+            "intermediate_size": 3072,
+            "max_position_embeddings": 40960,
+            "max_window_layers": 28,
+            "num_attention_heads": 16,
+            "num_hidden_layers": 28,
+            "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-06,
+            "rope_scaling": None,
+            "rope_theta": 1000000,
+            "sliding_window": None,
+            "tie_word_embeddings": True,
+            "use_sliding_window": False,
+            "vocab_size": 151936,
+        },
+        {"num_layers": 35, "head_size": 128, "qk_norm": True, "attention_bias": None},
+    ),
+    "SmolLM2-135M-Instruct": (
+        {
+            "model_type": "llama",
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "head_dim": 64,
+            "hidden_act": "silu",
+            "hidden_size": 576,
+            "initializer_range": 0.041666666666666664,
+            "intermediate_size": 1536,
+            "is_llama_config": True,
+            "max_position_embeddings": 8192,
+            "mlp_bias": False,
+            "num_attention_heads": 9,
+            "num_hidden_layers": 30,
+            "num_key_value_heads": 3,
+            "pretraining_tp": 1,
+            "rms_norm_eps": 1e-05,
+            "rope_interleaved": False,
+            "rope_scaling": None,
+            "rope_theta": 100000,
+            "tie_word_embeddings": True,
+            "transformers.js_config": {"kv_cache_dtype": {"fp16": "float16"}},
+            "use_cache": False,
+            "vocab_size": 49152,
+        },
+        {"num_layers": 37, "head_size": 64, "rope_theta": 1e5, "num_extra_embeddings": 0},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configurations_are_read(name: str, tmp_path: Path) -> None:
+    content, expected = PUBLISHED[name]
+    write_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    config = read_llm(tmp_path).config
+    assert config.model_dump(include=set(expected)) == expected
+    assert config.vocab_size == content["vocab_size"]
+
+
+def test_the_example_configuration_has_the_shape_of_its_llm(tmp_path: Path) -> None:
+    content, _ = PUBLISHED["SmolLM2-135M-Instruct"]
+    write_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    path = PACKAGE_ROOT / "configs" / "graft" / "smollm2_135m.yaml"
+    stated = load_config(TrainConfig, path).model.decoder
+    # Its tokenizer has an id for each row, this one has not: the new tokens then need their own.
+    assert stated == read_llm(tmp_path).config.model_copy(update={"num_extra_embeddings": 2})
 
 
 REFUSED = {
