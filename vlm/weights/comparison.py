@@ -1,4 +1,4 @@
-"""What does not fit: two configurations, or the tensors that are needed and those that are there."""
+"""What does not fit: two configurations, or the tensors needed and those that are there."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

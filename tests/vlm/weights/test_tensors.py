@@ -1,8 +1,6 @@
 """Tensors by their headers, copied as bytes, in constant memory."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -126,14 +124,3 @@ def test_mismatches_tell_both_shapes() -> None:
         "c is missing (needed: [4])",
         "d has no place in the model (it is [5])",
     ]
-
-
-COPY_AND_MEASURE = """
-import resource, sys
-from pathlib import Path
-from vlm.weights.tensors import copy_sharded, read_header
-paths = sorted(Path(sys.argv[1]).glob("*.safetensors"))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-copy_sharded([read_header(path) for path in paths], Path(sys.argv[2]))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-"""
