@@ -13,8 +13,9 @@ from typing import Any
 from pydantic import ValidationError
 from transformers import LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
+from vlm.chat.files import read_json_object
 from vlm.chat.template import read_chat_format
-from vlm.chat.tokenizer import Tokenizer, read_json_object
+from vlm.chat.tokenizer import Tokenizer
 from vlm.decoder.config import CROSS_ATTENTION_PERIOD, ROPE_FIELDS, DecoderConfig
 from vlm.errors import UserError
 from vlm.weights.mllama_schema import NEUTRAL_KEYS, rope_words
