@@ -13,9 +13,10 @@ StageName = Literal["text", "encoder", "align", "finetune"]
 
 
 class InitFrom(BaseModel):
-    """The model folders a stage starts from; training/stages.py says which it takes.
+    """The folders a stage starts from; training/stages.py says which it takes.
 
-    decoder: for `align`, the folder of a text stage.
+    decoder: for `align`, the folder of a text stage, or of a Llama-shaped LLM in transformers'
+        format. `model.decoder` may be the same path.
     encoder: for `align`, the folder of an encoder stage.
     model: for `finetune`, the folder of an align (or finetune) stage.
     tokenizer: for `encoder`, a folder with a tokenizer; None trains one on the stage's texts.

@@ -33,11 +33,13 @@ from vlm.weights.folder import (
     FORMAT,
     FolderConfig,
     check_same_config,
+    is_model_folder,
     load_component,
     read_component,
-    read_folder_config,
     save_folder,
 )
+from vlm.weights.graft import graft_llm
+from vlm.weights.sections import read_section
 
 CONFIG_FILE = "train.yaml"
 
@@ -47,6 +49,7 @@ class Setup:
     """The objects of a run.
 
     modules: everything with parameters, by the name it has in model folders and checkpoints.
+    notes: what the user should know of weights that come from elsewhere, a sentence each.
     """
 
     config: TrainConfig
@@ -56,6 +59,7 @@ class Setup:
     objective: Objective[Any]
     train: Loader[Any, Any]
     validation: Loader[Any, Any] | None
+    notes: tuple[str, ...] = ()
 
 
 def train_stage(config: TrainConfig, resume: bool = False) -> FitResult:
@@ -102,6 +106,8 @@ def build_setup(config: TrainConfig) -> Setup:
     """Build a stage's modules from its parents, and its data."""
     stage = STAGES[config.stage]
     _check_parents(config, stage)
+    for component, source in _sources(config).items():
+        _check_shape(config, component, source)
     tokenizer_folder = _tokenizer_folder(config)
     if tokenizer_folder is None:
         texts = _texts(config.data.train)
@@ -109,12 +115,13 @@ def build_setup(config: TrainConfig) -> Setup:
     else:
         processor = Processor.from_folder(tokenizer_folder, config.model.vision)
     processor.tokenizer.check_fits(_vocabulary(config))
+    notes: list[str] = []
     if config.stage == "encoder":
         modules, objective = _contrastive_objects(config, processor)
         encode: Any = PairEncoder(processor, config.data.max_tokens)
         collate: Any = collate_pairs
     else:
-        modules, objective = _language_objects(config, processor)
+        modules, objective = _language_objects(config, processor, notes)
         encode = ChatEncoder(
             processor, config.data, "all" if config.stage == "text" else "assistant"
         )
@@ -125,7 +132,7 @@ def build_setup(config: TrainConfig) -> Setup:
     validation = None
     if data.validation:
         validation = Loader(data.validation, data, encode, collate, config.seed, shuffle=False)
-    return Setup(config, stage, processor, modules, objective, train, validation)
+    return Setup(config, stage, processor, modules, objective, train, validation, tuple(notes))
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
@@ -152,12 +159,13 @@ def run_identity(setup: Setup) -> dict[str, Any]:
 
 
 def describe_parts(setup: Setup) -> str:
-    """The stage's table: part, parameters, trained or frozen."""
+    """The stage's table: part, parameters, trained or frozen; and the notes."""
     lines = [f"stage {setup.config.stage}: {setup.stage.objective}"]
     for part, parameters in parts_of(setup.modules).items():
         count = sum(parameter.numel() for parameter in parameters.values())
         state = "trained" if part in setup.stage.trained else "frozen"
         lines.append(f"  {part:<16} {count:>14,}  {state}")
+    lines += setup.notes
     return "\n".join(lines)
 
 
@@ -176,19 +184,24 @@ def _contrastive_objects(
 
 
 def _language_objects(
-    config: TrainConfig, processor: Processor
+    config: TrainConfig, processor: Processor, notes: list[str]
 ) -> tuple[dict[str, nn.Module], Objective[Any]]:
     model = VisionLanguageModel(config.model, processor.tokenizer.image_id)
     modules = {name: getattr(model, name) for name in ("encoder", "projector", "decoder")}
     for component, source in _sources(config).items():
-        parent = read_folder_config(source).model
-        section = {"encoder": "vision"}.get(component, component)
-        check_same_config(
-            getattr(config.model, section), getattr(parent, section), f"model.{section}", source
-        )
-        load_component(modules[component], read_component(source, component), component, source)
+        if is_model_folder(source):
+            load_component(modules[component], read_component(source, component), component, source)
+        else:
+            notes += graft_llm(model.decoder, source)
     kept = STAGES[config.stage].components
     return {name: modules[name] for name in kept}, NextToken(model)
+
+
+def _check_shape(config: TrainConfig, component: str, source: Path) -> None:
+    """Check that a component's section is the shape of what it starts from."""
+    section = {"encoder": "vision"}.get(component, component)
+    ours = getattr(config.model, section)
+    check_same_config(ours, read_section(type(ours), source), f"model.{section}", source)
 
 
 def _sources(config: TrainConfig) -> dict[str, Path]:

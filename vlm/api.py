@@ -178,14 +178,11 @@ class Model:
             yield tokens
 
     def _never_written(self) -> list[int]:
-        """Special tokens that a reply cannot contain, among those the output layer has."""
+        """What a reply cannot contain of the output layer: special tokens, and rows of no token."""
         tokenizer = self.processor.tokenizer
         size = self.network.config.decoder.vocab_size
-        return [
-            token
-            for token in tokenizer.special_ids
-            if token < size and token not in tokenizer.end_ids
-        ]
+        special = set(tokenizer.special_ids) - set(tokenizer.end_ids)
+        return [*(token for token in special if token < size), *range(tokenizer.vocab_size, size)]
 
     def _prompt(self, messages: Sequence[Mapping[str, Any]]) -> Example:
         plain, images = _split_images(messages)

@@ -1,9 +1,10 @@
 """The model's configuration, and strict loading of any configuration from YAML.
 
-`load_config` reads a file into a frozen pydantic model. A section may be written out or be the
-path of another YAML file that holds it (`model: configs/model/tiny.yaml`); dotted overrides
-(`model.decoder.hidden_size=64`) are applied after such files have been read in. Whatever is
-wrong, a key, a type, a file, is reported in one line that names the file and the dotted path.
+`load_config` reads a file into a frozen pydantic model. A section may be written out or be a path:
+of another YAML file that holds it (`model: configs/model/tiny.yaml`), or of a folder of weights
+whose shape it is (`decoder: PATH/TO/LLM`). Dotted overrides (`model.decoder.hidden_size=64`) are
+applied after such paths have been read in. Whatever is wrong, a key, a type, a file, is reported
+in one line that names the file and the dotted path.
 """
 
 import json
@@ -26,6 +27,8 @@ from vlm.errors import UserError
 
 # The folder that holds `configs/`: a checkout, or site-packages.
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
+# What makes a folder one of weights.
+WEIGHTS_CONFIG_FILE = "config.json"
 MAX_PROBLEMS_SHOWN = 3
 MAX_VALUE_CHARACTERS = 60
 FLOAT = re.compile(
@@ -76,7 +79,7 @@ class VLMConfig(BaseModel):
 def load_config(cls: type[Config], path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a configuration of type `cls` from a YAML file.
 
-    A file that is named here or inside a configuration is looked for from the working folder,
+    A path that is named here or inside a configuration is looked for from the working folder,
     then from the including file's folder, then beside the installed packages.
 
     Args:
@@ -85,9 +88,9 @@ def load_config(cls: type[Config], path: Path, overrides: Sequence[str] = ()) ->
         UserError: a missing or unreadable file, broken YAML, a repeated or unknown key, a value
             of the wrong type, or one that the configuration's own checks refuse.
     """
-    file = _find_file(str(path), [Path()])
+    file = _find_path(str(path), [Path()])
     origins: Origins = {(): str(file)}
-    data = _include(_read_mapping(file), (cls,), (), file.parent, origins)
+    data = _include(_read_path(file, cls), (cls,), (), file.parent, origins)
     for override in overrides:
         _apply_override(data, override, cls, origins)
     text = json.dumps(data, default=str)
@@ -124,12 +127,15 @@ class _Dumper(yaml.SafeDumper):
     yaml_implicit_resolvers: Any = QUOTED_SCALARS
 
 
-def _find_file(name: str, folders: Sequence[Path], needed_by: str = "") -> Path:
+def _find_path(name: str, folders: Sequence[Path], needed_by: str = "") -> Path:
+    """Find a YAML file, or a folder of weights."""
     candidates = [folder / name for folder in [*folders, PACKAGE_ROOT]]
     for candidate in candidates:
-        if candidate.is_file():
+        if candidate.is_file() or (candidate / WEIGHTS_CONFIG_FILE).is_file():
             return candidate
     for candidate in candidates:
+        if candidate.is_dir():
+            raise UserError(f"{needed_by}the folder {candidate} has no {WEIGHTS_CONFIG_FILE}")
         neighbours = [file.name for file in candidate.parent.glob("*.yaml")]
         near = get_close_matches(candidate.name, neighbours, n=1)
         if near:
@@ -137,7 +143,18 @@ def _find_file(name: str, folders: Sequence[Path], needed_by: str = "") -> Path:
                 f"{needed_by}no file {name!r}; did you mean {candidate.parent / near[0]}?"
             )
     places = ", ".join(dict.fromkeys(str(candidate.parent) for candidate in candidates))
-    raise UserError(f"{needed_by}no file {name!r} (looked in {places})")
+    raise UserError(f"{needed_by}no file or folder {name!r} (looked in {places})")
+
+
+def _read_path(path: Path, section: type[BaseModel], needed_by: str = "") -> dict[str, Any]:
+    if path.is_file():
+        return _read_mapping(path)
+    from vlm.weights.sections import read_section  # needs this module, and transformers
+
+    try:
+        return read_section(section, path).model_dump(mode="json")
+    except UserError as error:
+        raise UserError(f"{needed_by}{error}") from error
 
 
 def _read_mapping(file: Path) -> dict[str, Any]:
@@ -163,15 +180,15 @@ def _parse_yaml(text: str, origin: str) -> Any:
 
 
 def _include(value: Any, types: Types, keys: Keys, folder: Path, origins: Origins) -> Any:
-    """Replace every path that stands for a section by what its file holds.
+    """Replace every path that stands for a section by what its file or folder holds.
 
     `value` is found at `keys`, may have `types`, and stands in a file of `folder`.
     """
     if isinstance(value, str) and _sections(types) and not {str, Path} & set(types):
         needed_by = f"{_origin(keys, origins)}: {_dotted(keys)}: "
-        file = _find_file(value, [Path(), folder], needed_by)
-        origins[keys] = str(file)
-        value, folder = _read_mapping(file), file.parent
+        path = _find_path(value, [Path(), folder], needed_by)
+        origins[keys] = str(path)
+        value, folder = _read_path(path, _sections(types)[0], needed_by), path.parent
     children: Mapping[Any, Any]
     if isinstance(value, dict):
         children = value
@@ -265,6 +282,8 @@ def _describe(error: ValidationError, cls: type[BaseModel], data: Any, origins: 
     """Return the first problems in one line, unknown keys first: they explain missing ones."""
     found: dict[Keys, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
+        if detail["type"] == "default_factory_not_called":
+            continue  # a default that follows from a field which is itself wrong
         found.setdefault(_keys_of(detail, data), []).append(detail)
     ordered = sorted(found.items(), key=lambda item: item[1][0]["type"] != "extra_forbidden")
     shown = [

@@ -12,6 +12,14 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
+from vlm.chat.files import (
+    CONFIG_FILE,
+    GENERATION_FILE,
+    SPECIAL_TOKENS_FILE,
+    TOKENIZER_FILE,
+    read_json_object,
+    read_utf8,
+)
 from vlm.errors import UserError
 
 BOS_TOKEN = "<|begin_of_text|>"
@@ -53,10 +61,6 @@ WORDS = "|".join(
 # headers would cost a token a letter in a small vocabulary.
 HEADERS = ("user\n\n", "assistant\n\n")
 
-TOKENIZER_FILE = "tokenizer.json"
-CONFIG_FILE = "tokenizer_config.json"
-SPECIAL_TOKENS_FILE = "special_tokens_map.json"
-GENERATION_FILE = "generation_config.json"
 # Not passed on when a foreign folder is saved: the template has its own file, code is never run.
 DROPPED_KEYS = ("chat_template", "auto_map")
 
@@ -68,8 +72,9 @@ MAX_CACHED_TEXTS = 50_000
 class Tokenizer:
     """A vocabulary with its special tokens.
 
-    `<|image|>`, and a padding token that is not the end of a turn, are added behind the vocabulary
-    where they are missing; a model needs embedding rows for them (`vocab_size` counts them).
+    Behind the vocabulary are added, where they are missing: the special tokens `needed`, a padding
+    token that is not the end of a turn, and `<|image|>`. A model needs embedding rows for them
+    (`vocab_size` counts them).
 
     bos_id: what starts a text; None where the vocabulary has no such token.
     eot_id: what ends a turn.
@@ -77,6 +82,7 @@ class Tokenizer:
     generation: the content of `generation_config.json`. Only its `eos_token_id` is followed, the
         rest is passed on.
     special_ids: every special token.
+    added_ids: the tokens added, in the order above.
     vocab_size: one above the highest id.
     named_tokens: `bos_token`, `eos_token`, ... by their names in templates.
     """
@@ -86,15 +92,18 @@ class Tokenizer:
         definition: str,
         config: Mapping[str, Any],
         generation: Mapping[str, Any] | None = None,
+        needed: Sequence[str] = (),
     ) -> None:
         """Build from the contents of `tokenizer.json`, `tokenizer_config.json` and, where there is
         one, `generation_config.json`.
 
+        Args:
+            needed: special tokens that the chat template writes.
         Raises:
             UserError: the definition is damaged, no token ends a turn, generation ends at an id
                 that there is not, or plain text can become a special token.
         """
-        definition, self._config = _complete(definition, config)
+        definition, self._config, num_given = _complete(definition, config, needed)
         self._definition = definition
         self._markup = _parse(definition)
         self._plain = _parse(_with_all_special(definition))
@@ -106,7 +115,8 @@ class Tokenizer:
             if token.special
         }
         self.named_tokens = _named_tokens(self._config)
-        self.vocab_size = 1 + max(self._markup.get_vocab(with_added_tokens=True).values())
+        self.vocab_size = _num_ids(self._markup)
+        self.added_ids = tuple(range(num_given, self.vocab_size))
         self.special_ids = tuple(sorted(self._special.values()))
         self.image_id = self.special_id(IMAGE_TOKEN)
         self.pad_id = self.special_id(self.named_tokens["pad_token"])
@@ -122,9 +132,11 @@ class Tokenizer:
         self._check_that_text_stays_text()
 
     @classmethod
-    def from_folder(cls, folder: Path) -> "Tokenizer":
+    def from_folder(cls, folder: Path, needed: Sequence[str] = ()) -> "Tokenizer":
         """Read a Hugging Face tokenizer folder.
 
+        Args:
+            needed: special tokens that are added where the folder lacks them.
         Raises:
             UserError: `tokenizer.json` is missing or damaged, or see the constructor.
         """
@@ -138,7 +150,8 @@ class Tokenizer:
             named = read_json_object(folder / SPECIAL_TOKENS_FILE)
             config = {key: named[key] for key in NAMED_TOKENS if key in named}
             config |= read_json_object(folder / CONFIG_FILE)
-            return cls(read_utf8(path), config, read_json_object(folder / GENERATION_FILE))
+            generation = read_json_object(folder / GENERATION_FILE)
+            return cls(read_utf8(path), config, generation, needed)
         except UserError as error:
             raise UserError(f"{folder}: {error}") from error
 
@@ -227,10 +240,6 @@ class Tokenizer:
             )
         return self._special[name]
 
-    def missing_special(self, names: Iterable[str]) -> list[str]:
-        """Those of the names that are no special tokens here."""
-        return [name for name in names if name not in self._special]
-
     def check_fits(self, num_embeddings: int) -> None:
         """Check that every id has a row in an embedding of so many.
 
@@ -281,27 +290,6 @@ class Tokenizer:
                 )
 
 
-def read_utf8(path: Path) -> str:
-    """Read a text file that must be UTF-8."""
-    try:
-        return path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path.name} is not UTF-8 text: {error}") from error
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object; a missing file is an empty one."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(read_utf8(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path.name} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path.name} holds a {type(content).__name__}, needed: an object")
-    return content
-
-
 def _with_headers(texts: Iterable[str]) -> Iterator[str]:
     for text, header in zip(texts, cycle(HEADERS), strict=False):
         yield text
@@ -330,8 +318,19 @@ def _parse(definition: str) -> tokenizers.Tokenizer:
     return backend
 
 
-def _complete(definition: str, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Add the image token and a padding token of its own, where they are missing."""
+def _num_ids(backend: tokenizers.Tokenizer) -> int:
+    """One above the highest id."""
+    return 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
+
+
+def _complete(
+    definition: str, config: Mapping[str, Any], needed: Sequence[str]
+) -> tuple[str, dict[str, Any], int]:
+    """Add what is needed, a padding token of its own and the image token, where missing.
+
+    Returns:
+        Definition and config with them, and how many ids there were without.
+    """
     named = _named_tokens(config)
     completed = {key: value for key, value in config.items() if key not in DROPPED_KEYS} | named
     backend = _parse(definition)
@@ -341,11 +340,12 @@ def _complete(definition: str, config: Mapping[str, Any]) -> tuple[str, dict[str
         candidates = (PAD_TOKEN, "<|finetune_right_pad_id|>")
         pad = next((name for name in candidates if name in special), PAD_TOKEN)
         completed["pad_token"] = pad
-    added = [name for name in (pad, IMAGE_TOKEN) if name not in special]
+    added = [name for name in (*needed, pad, IMAGE_TOKEN) if name not in special]
     if not added:
-        return definition, completed
+        return definition, completed, _num_ids(backend)
+    num_given = _num_ids(backend)
     backend.add_special_tokens([_special_token(name) for name in added])
-    return backend.to_str(), completed
+    return backend.to_str(), completed, num_given
 
 
 def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:

@@ -93,6 +93,17 @@ def save_folder(
     temporary.rmdir()
 
 
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder says of itself that it is one of ours, of whatever version, or a Mllama."""
+    try:
+        content = json.loads((folder / CONFIG_FILE).read_text())
+    except (OSError, ValueError):
+        return False
+    if not isinstance(content, dict):
+        return False
+    return "format" in content or content.get("model_type") == MODEL_TYPE
+
+
 def read_folder_config(folder: Path) -> FolderConfig:
     """Read what a model folder holds: one of ours, or a transformers Mllama folder.
 
