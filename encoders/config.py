@@ -13,8 +13,18 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 class VisionConfig(BaseModel):
     """Shape of the vision encoder; the defaults of optional fields are Llama 3.2 Vision's.
 
-    `intermediate_layers` names local layers by the state that *enters* them, as Llama 3.2 does:
-    index 3 is the output of the third local layer.
+    intermediate_layers: local layers, named by the state that *enters* them, as Llama 3.2 does:
+        index 3 is the output of the third local layer.
+    norm_eps: of the norms inside of layers.
+    outer_norm_eps: of the norms before and after the local layers.
+
+    What other families do differently (CLIP, SigLIP, plain ViT: vlm/weights/towers.py):
+
+    class_token: whether a tile's tokens begin with one.
+    pre_norm: whether embeddings are normalised before the first layer.
+    patch_bias, attention_bias: whether the patch embedding, and the attention's projections, have
+        biases.
+    activation: `gelu_tanh` is GELU's approximation by tanh, `quick_gelu` is x sigmoid(1.702 x).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -30,6 +40,12 @@ class VisionConfig(BaseModel):
     intermediate_layers: tuple[int, ...]
     local_attention: Literal["tile", "image"] = "tile"
     norm_eps: float = Field(default=1e-5, gt=0)
+    outer_norm_eps: float = Field(default=1e-5, gt=0)
+    class_token: bool = True
+    pre_norm: bool = True
+    patch_bias: bool = False
+    attention_bias: bool = False
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"
     image_mean: tuple[float, float, float] = CLIP_MEAN
     image_std: tuple[float, float, float] = CLIP_STD
 
@@ -40,8 +56,8 @@ class VisionConfig(BaseModel):
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of one tile, `N`: one class token and the patches."""
-        return 1 + self.num_patches
+        """Tokens of one tile, `N`: the class token, if there is one, and the patches."""
+        return int(self.class_token) + self.num_patches
 
     @property
     def output_size(self) -> int:

@@ -1,7 +1,7 @@
 """The tiled vision encoder: local layers within a tile, gated global layers over an image.
 
-Axes: `T` tiles (of all images, one after the other), `N` tokens of a tile (class token, then
-patches row by row), `D` width. Architecture: Llama 3.2 Vision (https://arxiv.org/abs/2407.21783,
+Axes: `T` tiles (of all images, one after the other), `N` tokens of a tile (class token, if
+there is one, then patches row by row), `D` width. Architecture: Llama 3.2 Vision (https://arxiv.org/abs/2407.21783,
 section 7.2); tiles that hold no picture do not exist here.
 """
 
@@ -21,16 +21,17 @@ class VisionEncoder(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.config = config
-        width = config.hidden_size
-        self.patch_embedding = nn.Conv2d(
-            3, width, config.patch_size_px, stride=config.patch_size_px, bias=False
-        )
-        self.class_embedding = nn.Parameter(width**-0.5 * torch.randn(width))
+        width, patch = config.hidden_size, config.patch_size_px
+        self.patch_embedding = nn.Conv2d(3, width, patch, stride=patch, bias=config.patch_bias)
+        if config.class_token:
+            self.class_embedding = nn.Parameter(width**-0.5 * torch.randn(width))
         self.pre_tile_embedding = TilePositionEmbedding(config)
         self.patch_position_embedding = PatchPositionEmbedding(config)
         self.post_tile_embedding = TilePositionEmbedding(config)
-        self.layernorm_pre = nn.LayerNorm(width)
-        self.layernorm_post = nn.LayerNorm(width)
+        self.layernorm_pre: nn.Module = nn.Identity()
+        if config.pre_norm:
+            self.layernorm_pre = nn.LayerNorm(width, eps=config.outer_norm_eps)
+        self.layernorm_post = nn.LayerNorm(width, eps=config.outer_norm_eps)
         self.local_layers = nn.ModuleList(
             VisionBlock(config, gated=False) for _ in range(config.num_local_layers)
         )
@@ -71,9 +72,10 @@ class VisionEncoder(nn.Module):
         tile_index = torch.cat([torch.arange(c, device=pixels.device) for c in counts])  # (T,)
 
         hidden = self.patch_embedding(self._normalise(pixels)).flatten(2).transpose(1, 2)
-        hidden = self.pre_tile_embedding(hidden, tile_ids, tile_index)  # (T, N-1, D)
-        class_token = self.class_embedding.expand(len(hidden), 1, -1)
-        hidden = torch.cat([class_token.to(hidden.dtype), hidden], dim=1)  # (T, N, D)
+        hidden = self.pre_tile_embedding(hidden, tile_ids, tile_index)  # (T, patches, D)
+        if self.config.class_token:
+            class_token = self.class_embedding.expand(len(hidden), 1, -1)
+            hidden = torch.cat([class_token.to(hidden.dtype), hidden], dim=1)  # (T, N, D)
         hidden = self.patch_position_embedding(hidden, tile_ids, tile_index)
         hidden = self.layernorm_pre(hidden)
 

@@ -13,10 +13,11 @@ StageName = Literal["text", "encoder", "align", "finetune"]
 
 
 class InitFrom(BaseModel):
-    """The model folders a stage starts from; training/stages.py says which it takes.
+    """The folders a stage starts from; training/stages.py says which it takes.
 
     decoder: for `align`, the folder of a text stage.
-    encoder: for `align`, the folder of an encoder stage.
+    encoder: for `align`, and if wanted for `encoder`, the folder of an encoder stage, or that of a
+        vision tower of another library (vlm/weights/tower_folders.py).
     model: for `finetune`, the folder of an align (or finetune) stage.
     tokenizer: for `encoder`, a folder with a tokenizer; None trains one on the stage's texts.
     """

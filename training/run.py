@@ -1,6 +1,6 @@
 """A stage from its configuration to its model folder: config -> objects -> fit."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from data.loader import Loader
 from data.pack import Manifest
 from data.shards import read_folder
 from encoders.text import build_text_tower
+from encoders.vit import VisionEncoder
 from training.config import TrainConfig
 from training.metrics import MetricsLog
 from training.objectives import Contrastive, ContrastiveHead, NextToken, Objective
@@ -39,6 +40,8 @@ from vlm.weights.folder import (
     read_folder_config,
     save_folder,
 )
+from vlm.weights.tower_folders import is_tower_folder
+from vlm.weights.towers import load_tower
 
 CONFIG_FILE = "train.yaml"
 
@@ -48,12 +51,14 @@ class Setup:
     """The objects of a run.
 
     modules: everything with parameters, by the name it has in model folders and checkpoints.
+    reports: what was taken from the folders of other libraries.
     """
 
     config: TrainConfig
     stage: Stage
     processor: Processor
     modules: Mapping[str, nn.Module]
+    reports: Sequence[str]
     objective: Objective[Any]
     train: Loader[Any, Any]
     validation: Loader[Any, Any] | None
@@ -112,12 +117,13 @@ def build_setup(config: TrainConfig) -> Setup:
     else:
         processor = Processor.from_folder(tokenizer_folder, config.model.vision)
     _check_vocabulary(processor.tokenizer, _vocabulary(config))
+    build = _contrastive_objects if config.stage == "encoder" else _language_objects
+    modules, objective = build(config, processor)
+    reports = _load_parents(config, modules)
     if config.stage == "encoder":
-        modules, objective = _contrastive_objects(config, processor)
         encode: Any = PairEncoder(processor, config.data.max_tokens)
         collate: Any = collate_pairs
     else:
-        modules, objective = _language_objects(config, processor)
         encode = ChatEncoder(
             processor, config.data, "all" if config.stage == "text" else "assistant"
         )
@@ -128,7 +134,7 @@ def build_setup(config: TrainConfig) -> Setup:
     validation = None
     if data.validation:
         validation = Loader(data.validation, data, encode, collate, config.seed, shuffle=False)
-    return Setup(config, stage, processor, modules, objective, train, validation)
+    return Setup(config, stage, processor, modules, reports, objective, train, validation)
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
@@ -155,13 +161,13 @@ def run_identity(setup: Setup) -> dict[str, Any]:
 
 
 def describe_parts(setup: Setup) -> str:
-    """The stage's table: part, parameters, trained or frozen."""
+    """The stage's table: part, parameters, trained or frozen; then the reports."""
     lines = [f"stage {setup.config.stage}: {setup.stage.objective}"]
     for part, parameters in parts_of(setup.modules).items():
         count = sum(parameter.numel() for parameter in parameters.values())
         state = "trained" if part in setup.stage.trained else "frozen"
         lines.append(f"  {part:<16} {count:>14,}  {state}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *setup.reports])
 
 
 def _contrastive_objects(
@@ -182,21 +188,32 @@ def _language_objects(
     config: TrainConfig, processor: Processor
 ) -> tuple[dict[str, nn.Module], Objective[Any]]:
     model = VisionLanguageModel(config.model, processor.tokenizer.image_id)
-    modules = {name: getattr(model, name) for name in ("encoder", "projector", "decoder")}
+    kept = STAGES[config.stage].components
+    return {name: getattr(model, name) for name in kept}, NextToken(model)
+
+
+def _load_parents(config: TrainConfig, modules: Mapping[str, nn.Module]) -> list[str]:
+    """Load each component from where the stage starts; return reports on others' folders."""
+    reports = []
     for component, source in _sources(config).items():
+        module = modules[component]
+        if isinstance(module, VisionEncoder) and is_tower_folder(source):
+            reports.append(load_tower(module, source))
+            continue
         parent = read_folder_config(source).model
         section = {"encoder": "vision"}.get(component, component)
         check_same_config(
             getattr(config.model, section), getattr(parent, section), f"model.{section}", source
         )
-        load_component(modules[component], read_component(source, component), component, source)
-    kept = STAGES[config.stage].components
-    return {name: modules[name] for name in kept}, NextToken(model)
+        load_component(module, read_component(source, component), component, source)
+    return reports
 
 
 def _sources(config: TrainConfig) -> dict[str, Path]:
-    """Which folder each component of a language stage starts from."""
+    """Which folder each component of a stage starts from."""
     start = config.init_from
+    if config.stage == "encoder" and start.encoder is not None:
+        return {"encoder": start.encoder}
     if config.stage == "align":
         return {"decoder": cast(Path, start.decoder), "encoder": cast(Path, start.encoder)}
     if config.stage == "finetune":
@@ -217,7 +234,7 @@ def _check_parents(config: TrainConfig, stage: Stage) -> None:
         raise UserError(
             f"stage {config.stage} starts from init_from.{missing[0]}; set it to a model folder"
         )
-    allowed = {*stage.parents, *(("tokenizer",) if not stage.parents else ())}
+    allowed = {*stage.parents, *stage.options}
     if given - allowed:
         raise UserError(
             f"stage {config.stage} takes no init_from.{sorted(given - allowed)[0]}; "

@@ -1,0 +1,287 @@
+"""Folders of other libraries' vision towers: what shape they have and how their tensors are named.
+
+Read are transformers' CLIP, SigLIP and ViT (`config.json` with a `model_type`), timm's
+VisionTransformer (`config.json` with an `architecture`) and open_clip's vision towers
+(`open_clip_config.json`).
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from encoders.config import CLIP_MEAN, CLIP_STD
+from vlm.errors import UserError
+from vlm.weights.folder import CONFIG_FILE, weight_files
+from vlm.weights.tower_names import CLIP, OPEN_CLIP, TIMM, VIT, Layout
+
+OPEN_CLIP_CONFIG_FILE = "open_clip_config.json"
+OPEN_CLIP_WEIGHTS_FILE = "open_clip_model.safetensors"
+PREPROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+SUPPORTED = "clip, siglip and vit of transformers, VisionTransformer of timm and of open_clip"
+# Statistics of SigLIP's and ViT's pictures: https://arxiv.org/abs/2010.11929, section B.1.1.
+HALF = (0.5, 0.5, 0.5)
+# Names of transformers' activations.
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "quick_gelu": "quick_gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+}
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A tower in a folder.
+
+    kind: library and architecture, for the report.
+    fields: of `VisionConfig`, as far as the tower decides them; its tile is the native picture.
+    tensors: name to file and shape of every tensor in the folder.
+    antialias: whether the library filters when it makes a grid of positions smaller.
+    """
+
+    folder: Path
+    kind: str
+    fields: Mapping[str, Any]
+    layout: Layout
+    tensors: Mapping[str, tuple[Path, tuple[int, ...]]]
+    antialias: bool
+
+
+def is_tower_folder(folder: Path) -> bool:
+    """Whether a folder is another library's: one with a config that is not of our model folders."""
+    if (folder / OPEN_CLIP_CONFIG_FILE).is_file():
+        return True
+    return (folder / CONFIG_FILE).is_file() and "format" not in _read_json(folder / CONFIG_FILE)
+
+
+def read_tower(folder: Path) -> Tower:
+    """Read what a folder's tower is, and the names and shapes of its tensors, but no weights.
+
+    A folder of open_clip that also holds transformers' files is read as whichever has weights.
+
+    Raises:
+        UserError: an unsupported architecture, or a missing or damaged file.
+    """
+    if (folder / OPEN_CLIP_WEIGHTS_FILE).is_file():
+        return _read_open_clip(folder)
+    if not any(path.is_file() for path in weight_files(folder)):
+        raise UserError(
+            f"{folder} has no weights in safetensors ({OPEN_CLIP_WEIGHTS_FILE} or "
+            f"{weight_files(folder)[0].name}); pickled ones are never read, convert them first"
+        )
+    config = _read_json(folder / CONFIG_FILE)
+    if "architecture" in config:
+        return _read_timm(folder)
+    if "model_type" in config:
+        return _read_transformers(folder, str(config["model_type"]))
+    raise UserError(
+        f"{folder / CONFIG_FILE} has neither model_type nor architecture; "
+        f"vision towers that can be read: {SUPPORTED}"
+    )
+
+
+def _read_transformers(folder: Path, model_type: str) -> Tower:
+    from transformers import AutoConfig
+
+    names = {"clip": "CLIP", "siglip": "SigLIP", "vit": "ViT"}
+    family = model_type.removesuffix("_vision_model")
+    if family not in names:
+        raise _unsupported(folder, f"model_type {model_type!r}")
+    config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = config.vision_config if model_type in ("clip", "siglip") else config
+    if config.hidden_act not in ACTIVATIONS:
+        raise _unsupported(folder, f"hidden_act {config.hidden_act!r}")
+    mean, std = _statistics(folder, (CLIP_MEAN, CLIP_STD) if family == "clip" else (HALF, HALF))
+    tensors = _read_shapes(weight_files(folder))
+    layout = VIT if family == "vit" else CLIP
+    prefixes = ("vision_model.", "vit.", "")
+    prefix = next((p for p in prefixes if p + layout.positions in tensors), "")
+    fields = {
+        **_grid(folder, config.image_size, config.patch_size),
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_heads": config.num_attention_heads,
+        "num_local_layers": config.num_hidden_layers,
+        "norm_eps": config.layer_norm_eps,
+        "outer_norm_eps": config.layer_norm_eps,
+        "class_token": family != "siglip",
+        "pre_norm": family == "clip",
+        "patch_bias": family != "clip",
+        "attention_bias": True,
+        "activation": ACTIVATIONS[config.hidden_act],
+        "image_mean": mean,
+        "image_std": std,
+    }
+    kind = f"transformers {names[family]}"
+    return Tower(folder, kind, fields, replace(layout, prefix=prefix), tensors, antialias=False)
+
+
+def _read_timm(folder: Path) -> Tower:
+    # timm's configs name an architecture; its numbers, as that of heads, are in timm's code.
+    model, name = _build_timm(folder, f"local-dir:{folder}")
+    tensors = _read_shapes(weight_files(folder))
+    statistics = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
+    fields = _timm_fields(folder, model, statistics)
+    return Tower(folder, f"timm {name}", fields, _timm_layout("", tensors), tensors, antialias=True)
+
+
+def _read_open_clip(folder: Path) -> Tower:
+    from open_clip import CLIPVisionCfg
+
+    content = _read_json(folder / OPEN_CLIP_CONFIG_FILE)
+    tensors = _read_shapes([folder / OPEN_CLIP_WEIGHTS_FILE])
+    pictures = content.get("preprocess_cfg", {})
+    statistics = pictures.get("mean", CLIP_MEAN), pictures.get("std", CLIP_STD)
+    try:
+        config = CLIPVisionCfg(**content["model_cfg"]["vision_cfg"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / OPEN_CLIP_CONFIG_FILE} has no usable vision_cfg") from error
+    if config.timm_model_name is not None:
+        model, name = _build_timm(folder, config.timm_model_name)
+        fields = _timm_fields(folder, model, statistics)
+        layout = _timm_layout("visual.trunk.", tensors)
+        return Tower(folder, f"open_clip with timm {name}", fields, layout, tensors, antialias=True)
+    defaults = CLIPVisionCfg()
+    for option in (
+        *("attentional_pool", "block_type", "qk_norm", "scaled_cosine_attn", "scale_heads"),
+        *("scale_attn_inner", "scale_attn", "scale_fc", "act_kwargs"),
+    ):
+        if (value := vars(config)[option]) != vars(defaults)[option]:
+            raise _unsupported(folder, f"vision_cfg.{option} {value!r}")
+    if not isinstance(config.layers, int):
+        raise _unsupported(folder, "a ResNet")
+    eps = (config.norm_kwargs or {}).get("eps", 1e-5)
+    fields = {
+        **_grid(folder, config.image_size, config.patch_size),
+        "hidden_size": config.width,
+        "intermediate_size": int(config.width * config.mlp_ratio),
+        "num_heads": config.width // config.head_width,
+        "num_local_layers": config.layers,
+        "norm_eps": eps,
+        "outer_norm_eps": eps,
+        "class_token": True,
+        "pre_norm": not config.no_ln_pre,
+        "patch_bias": False,
+        "attention_bias": True,
+        "activation": "quick_gelu" if content["model_cfg"].get("quick_gelu") else "gelu",
+        "image_mean": tuple(statistics[0]),
+        "image_std": tuple(statistics[1]),
+    }
+    return Tower(folder, "open_clip ViT", fields, OPEN_CLIP, tensors, antialias=True)
+
+
+def _build_timm(folder: Path, source: str) -> tuple[Any, str]:
+    """Return a timm model without weights, and its architecture's name."""
+    import timm
+    from timm.models.vision_transformer import VisionTransformer
+
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(source, pretrained=False)
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        raise UserError(f"timm {timm.__version__} cannot build {source}: {error}") from error
+    name = model.pretrained_cfg["architecture"]
+    if type(model) is not VisionTransformer:
+        raise _unsupported(folder, f"timm's {name}, a {type(model).__name__}")
+    return model, name
+
+
+def _timm_fields(folder: Path, model: Any, statistics: tuple[Any, Any]) -> dict[str, Any]:
+    """Read the shape off timm's model; what our local layers cannot express is refused."""
+    from timm.layers.activations import GELU, GELUTanh, QuickGELU
+    from timm.models.vision_transformer import Attention, Block, Mlp
+
+    block = model.blocks[0]
+    for part, needed in ((block, Block), (block.attn, Attention), (block.mlp, Mlp)):
+        if type(part) is not needed:
+            raise _unsupported(folder, f"a {type(part).__name__} in its layers")
+    if not isinstance(block.norm1, nn.LayerNorm):
+        raise _unsupported(folder, f"a {type(block.norm1).__name__} in its layers")
+    if model.num_reg_tokens:
+        raise _unsupported(folder, f"{model.num_reg_tokens} register tokens")
+    if model.pos_embed is None:
+        raise _unsupported(folder, "no position embeddings")
+    activations = {nn.GELU: "gelu", GELU: "gelu", GELUTanh: "gelu_tanh", QuickGELU: "quick_gelu"}
+    if type(block.mlp.act) not in activations:
+        raise _unsupported(folder, f"activation {type(block.mlp.act).__name__}")
+    return {
+        **_grid(folder, model.patch_embed.img_size, model.patch_embed.patch_size),
+        "hidden_size": model.embed_dim,
+        "intermediate_size": block.mlp.fc1.out_features,
+        "num_heads": block.attn.num_heads,
+        "num_local_layers": len(model.blocks),
+        "norm_eps": block.norm1.eps,
+        "outer_norm_eps": block.norm1.eps,
+        "class_token": model.has_class_token,
+        "pre_norm": isinstance(model.norm_pre, nn.LayerNorm),
+        "patch_bias": model.patch_embed.proj.bias is not None,
+        "attention_bias": block.attn.proj.bias is not None,
+        "activation": activations[type(block.mlp.act)],
+        "image_mean": tuple(statistics[0]),
+        "image_std": tuple(statistics[1]),
+    }
+
+
+def _timm_layout(prefix: str, tensors: Mapping[str, Any]) -> Layout:
+    """timm's names; where it pools before the last norm, that norm is called otherwise."""
+    pooled_first = f"{prefix}fc_norm.weight" in tensors
+    modules = {**TIMM.modules, **({"layernorm_post": "fc_norm.{}"} if pooled_first else {})}
+    return replace(TIMM, prefix=prefix, modules=modules)
+
+
+def _grid(folder: Path, image_size: Any, patch_size: Any) -> dict[str, int]:
+    """Tile and patch in pixels; pixels beyond the last whole patch are seen by no library."""
+    sides = []
+    for name, value in (("picture", image_size), ("patch", patch_size)):
+        height, width = (value, value) if isinstance(value, int) else tuple(value)
+        if height != width:
+            raise _unsupported(folder, f"a {name} of {width}x{height} pixels (needed: a square)")
+        sides.append(int(height))
+    picture, patch = sides
+    return {"tile_size_px": picture // patch * patch, "patch_size_px": patch}
+
+
+def _statistics(folder: Path, default: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Mean and deviation of pictures from transformers' files, or else the family's."""
+    for name in PREPROCESSOR_FILES:
+        if (folder / name).is_file():
+            content = _read_json(folder / name)
+            content = content.get("image_processor", content)
+            if "image_mean" in content and "image_std" in content:
+                return tuple(content["image_mean"]), tuple(content["image_std"])
+    return default
+
+
+def _read_shapes(files: list[Path]) -> dict[str, tuple[Path, tuple[int, ...]]]:
+    found: dict[str, tuple[Path, tuple[int, ...]]] = {}
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():
+                    found[name] = path, tuple(file.get_slice(name).get_shape())
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} cannot be read as safetensors: {error}") from error
+    return found
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold keys and values")
+    return content
+
+
+def _unsupported(folder: Path, what: str) -> UserError:
+    return UserError(
+        f"{folder}: a vision tower with {what} cannot become our local layers; supported are "
+        f"{SUPPORTED}"
+    )

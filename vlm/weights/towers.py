@@ -1,0 +1,188 @@
+"""Another library's vision tower as the local layers of our encoder.
+
+Each tile is seen exactly as the library sees a picture of that size. What the tower does not have
+starts without effect: tile positions and global layers behind closed gates, and the table of patch
+positions on the canvas equal to that of the tile.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from encoders.config import VisionConfig
+from encoders.vit import VisionEncoder
+from vlm.errors import UserError
+from vlm.weights.folder import check_same_config, listed
+from vlm.weights.tower_folders import Tower, read_tower
+from vlm.weights.tower_names import Source
+
+# What a tower's folder cannot say about an encoder of tiles.
+TILING = {"max_num_tiles": 4, "num_global_layers": 0, "intermediate_layers": []}
+# Parts of a vision tower that pool or classify its tokens, and tensors without effect on them.
+HEADS = (
+    *("head", "head_dist", "pooler", "classifier", "attn_pool", "proj"),
+    *("embeddings.position_ids", "embeddings.mask_token"),
+)
+
+
+def vision_section(folder: Path) -> dict[str, Any]:
+    """Return the section `model.vision` for a tower's folder: its shape, and `TILING`."""
+    return {**TILING, **read_tower(folder).fields}
+
+
+def load_tower(encoder: VisionEncoder, folder: Path) -> str:
+    """Copy a tower's weights into the local layers; return a report of what came from where.
+
+    The tile size may differ from the tower's picture: its position embeddings are interpolated as
+    its library does it. Final norms that a library applies to the pooled token alone are applied to
+    every token.
+
+    Raises:
+        UserError: the folder is not a tower's, its shape differs from the encoder's, or a tensor is
+            missing, unknown or of another shape.
+    """
+    tower = read_tower(folder)
+    fields = {k: v for k, v in tower.fields.items() if k != "tile_size_px"}
+    theirs = encoder.config.model_copy(update=fields)
+    check_same_config(encoder.config, theirs, "model.vision", folder)
+    positions = tower.layout.prefix + tower.layout.positions
+    sources = {
+        name: tower.layout.source(name)
+        for name in encoder.state_dict()
+        if name.startswith(("patch_embedding.", "class_embedding", "layernorm_", "local_layers."))
+    }
+    left_out = _check_tensors(encoder, tower, sources, positions)
+    names = {name for source in sources.values() for name in (source.name, source.scale) if name}
+    tensors = _read_tensors(tower, [*names, positions])
+    with torch.no_grad():
+        for name, source in sources.items():
+            target = encoder.get_parameter(name)
+            target.copy_(_converted(tensors, source).reshape(target.shape))
+        interpolated = _load_positions(encoder, tower, tensors[positions])
+        for layer in encoder.global_layers:
+            nn.init.zeros_(layer.get_parameter("gate_attn"))
+            nn.init.zeros_(layer.get_parameter("gate_ffn"))
+    return _report(tower, encoder.config, len(tensors), interpolated, left_out)
+
+
+def _check_tensors(
+    encoder: VisionEncoder, tower: Tower, sources: dict[str, Source], positions: str
+) -> list[str]:
+    """Account for every tensor of the folder; return those that are left out."""
+    problems = []
+    width = encoder.config.hidden_size
+    if positions not in tower.tensors:
+        problems.append(f"{positions} is missing (needed: [positions, {width}])")
+    elif (shape := tower.tensors[positions][1])[-1] != width:
+        problems.append(f"{positions} is {list(shape)}, needed: [positions, {width}]")
+    for ours, source in sources.items():
+        needed = list(encoder.get_parameter(ours).shape)
+        if source.third is not None:
+            needed[0] *= 3
+        if source.name not in tower.tensors:
+            problems.append(f"{source.name} is missing (needed: {needed})")
+        elif _without_ones(shape := tower.tensors[source.name][1]) != _without_ones(needed):
+            problems.append(f"{source.name} is {list(shape)}, needed: {needed}")
+    known = {positions, *(name for s in sources.values() for name in (s.name, s.scale))}
+    left_out = []
+    for name in tower.tensors:
+        inside = name.removeprefix(tower.layout.prefix)
+        head = any(inside == part or inside.startswith(f"{part}.") for part in HEADS)
+        if name in known:
+            continue
+        if name.startswith(tower.layout.prefix) and not head:
+            problems.append(f"{name} {list(tower.tensors[name][1])} has no place in the encoder")
+        left_out.append(name)
+    if problems:
+        unique = list(dict.fromkeys(problems))
+        raise UserError(f"{tower.folder} ({tower.kind}) does not fit: {listed(unique)}")
+    return left_out
+
+
+def _converted(tensors: dict[str, Tensor], source: Source) -> Tensor:
+    """Return one of our tensors: a third of a fused one, LayerScale multiplied in."""
+    tensor = tensors[source.name]
+    if source.third is not None:
+        tensor = tensor.chunk(3)[source.third]
+    if source.scale in tensors:
+        scale = tensors[source.scale]
+        tensor = tensor * scale.reshape(-1, *[1] * (tensor.dim() - 1))
+    return tensor
+
+
+def _load_positions(encoder: VisionEncoder, tower: Tower, table: Tensor) -> str | None:
+    """Set both tables of patch positions; return between which grids they were interpolated."""
+    config = encoder.config
+    old = tower.fields["tile_size_px"] // config.patch_size_px
+    new = config.tile_size_px // config.patch_size_px
+    table = table.reshape(-1, config.hidden_size)
+    first = len(table) - old**2
+    if first not in (0, int(config.class_token)):
+        raise UserError(
+            f"{tower.folder}: {len(table)} position embeddings do not fit {old}x{old} patches"
+        )
+    # Without a position of its own the class token gets zeros.
+    before = table[:first] if first else table.new_zeros(int(config.class_token), table.shape[1])
+    patches = table[first:]
+    if new != old:
+        patches = _interpolated(patches, old, new, tower.antialias)
+    embedding = encoder.patch_position_embedding
+    embedding.embedding.copy_(torch.cat([before, patches]))
+    canvas = embedding.tile_embedding.weight
+    canvas.copy_(
+        embedding.embedding.flatten().repeat(canvas.shape[1] // embedding.embedding.numel())
+    )
+    return f"{old}x{old} to {new}x{new}" if new != old else None
+
+
+def _interpolated(patches: Tensor, old: int, new: int, antialias: bool) -> Tensor:
+    """Resize a grid of position embeddings (old * old, D) to (new * new, D), bicubically."""
+    grid = patches.float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(
+        grid, size=(new, new), mode="bicubic", align_corners=False, antialias=antialias
+    )
+    return grid.permute(0, 2, 3, 1).reshape(new * new, -1)
+
+
+def _read_tensors(tower: Tower, names: Iterable[str]) -> dict[str, Tensor]:
+    """Read the tensors of these names that there are, in float32, each file opened once."""
+    by_file: dict[Path, list[str]] = {}
+    for name in names:
+        if name in tower.tensors:
+            by_file.setdefault(tower.tensors[name][0], []).append(name)
+    found = {}
+    for path, wanted in by_file.items():
+        with safe_open(path, framework="pt") as file:
+            found |= {name: file.get_tensor(name).float() for name in wanted}
+    return found
+
+
+def _report(
+    tower: Tower, config: VisionConfig, taken: int, interpolated: str | None, left_out: list[str]
+) -> str:
+    how = "bicubic, antialiased" if tower.antialias else "bicubic, not antialiased"
+    groups: dict[str, int] = {}
+    prefix = tower.layout.prefix
+    for name in left_out:
+        start = prefix if name.startswith(prefix) else ""
+        group = start + name.removeprefix(start).split(".")[0]
+        groups[group] = groups.get(group, 0) + 1
+    lines = [
+        f"encoder from {tower.folder}: {tower.kind}, {config.num_local_layers} layers of width "
+        f"{config.hidden_size}, tiles of {config.tile_size_px} px in patches of "
+        f"{config.patch_size_px}",
+        f"  taken: {taken} tensors",
+        f"  positions: {f'{interpolated} patches, {how}' if interpolated else 'as they are'}",
+        f"  new: tile positions and {config.num_global_layers} global layers, gates closed",
+        "  left out: " + (", ".join(f"{name} ({n})" for name, n in groups.items()) or "nothing"),
+    ]
+    return "\n".join(lines)
+
+
+def _without_ones(shape: Iterable[int]) -> list[int]:
+    return [size for size in shape if size != 1]
