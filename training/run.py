@@ -1,6 +1,6 @@
 """A stage from its configuration to its model folder: config -> objects -> fit."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from training.trainer import FitResult, Trainer
 from vlm.chat.processor import Processor
 from vlm.chat.tokenizer import Tokenizer
 from vlm.config import dump_config
+from vlm.decoder.stack import Decoder
 from vlm.errors import UserError
 from vlm.model import VisionLanguageModel
 from vlm.provenance import commit, library_versions
@@ -35,11 +36,13 @@ from vlm.weights.folder import (
     FORMAT,
     FolderConfig,
     check_same_config,
+    is_model_folder,
     load_component,
     read_component,
-    read_folder_config,
     save_folder,
 )
+from vlm.weights.graft import graft_llm
+from vlm.weights.sections import read_section
 from vlm.weights.tower_folders import is_tower_folder
 from vlm.weights.towers import load_tower
 
@@ -51,17 +54,17 @@ class Setup:
     """The objects of a run.
 
     modules: everything with parameters, by the name it has in model folders and checkpoints.
-    reports: what was taken from the folders of other libraries.
+    notes: what the user should know of weights that come from elsewhere, a line each.
     """
 
     config: TrainConfig
     stage: Stage
     processor: Processor
     modules: Mapping[str, nn.Module]
-    reports: Sequence[str]
     objective: Objective[Any]
     train: Loader[Any, Any]
     validation: Loader[Any, Any] | None
+    notes: tuple[str, ...] = ()
 
 
 def train_stage(config: TrainConfig, resume: bool = False) -> FitResult:
@@ -110,6 +113,8 @@ def build_setup(config: TrainConfig) -> Setup:
     """Build a stage's modules from its parents, and its data."""
     stage = STAGES[config.stage]
     _check_parents(config, stage)
+    for component, source in _sources(config).items():
+        _check_shape(config, component, source)
     tokenizer_folder = _tokenizer_folder(config)
     if tokenizer_folder is None:
         texts = _texts(config.data.train)
@@ -119,7 +124,7 @@ def build_setup(config: TrainConfig) -> Setup:
     _check_vocabulary(processor.tokenizer, _vocabulary(config))
     build = _contrastive_objects if config.stage == "encoder" else _language_objects
     modules, objective = build(config, processor)
-    reports = _load_parents(config, modules)
+    notes = _load_parents(config, modules)
     if config.stage == "encoder":
         encode: Any = PairEncoder(processor, config.data.max_tokens)
         collate: Any = collate_pairs
@@ -134,7 +139,7 @@ def build_setup(config: TrainConfig) -> Setup:
     validation = None
     if data.validation:
         validation = Loader(data.validation, data, encode, collate, config.seed, shuffle=False)
-    return Setup(config, stage, processor, modules, reports, objective, train, validation)
+    return Setup(config, stage, processor, modules, objective, train, validation, notes)
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
@@ -161,13 +166,14 @@ def run_identity(setup: Setup) -> dict[str, Any]:
 
 
 def describe_parts(setup: Setup) -> str:
-    """The stage's table: part, parameters, trained or frozen; then the reports."""
+    """The stage's table: part, parameters, trained or frozen; and the notes."""
     lines = [f"stage {setup.config.stage}: {setup.stage.objective}"]
     for part, parameters in parts_of(setup.modules).items():
         count = sum(parameter.numel() for parameter in parameters.values())
         state = "trained" if part in setup.stage.trained else "frozen"
         lines.append(f"  {part:<16} {count:>14,}  {state}")
-    return "\n".join([*lines, *setup.reports])
+    lines += setup.notes
+    return "\n".join(lines)
 
 
 def _contrastive_objects(
@@ -192,21 +198,30 @@ def _language_objects(
     return {name: getattr(model, name) for name in kept}, NextToken(model)
 
 
-def _load_parents(config: TrainConfig, modules: Mapping[str, nn.Module]) -> list[str]:
-    """Load each component from where the stage starts; return reports on others' folders."""
-    reports = []
+def _load_parents(config: TrainConfig, modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
+    """Load each component from where the stage starts; return notes on others' folders."""
+    notes: list[str] = []
     for component, source in _sources(config).items():
         module = modules[component]
         if isinstance(module, VisionEncoder) and is_tower_folder(source):
-            reports.append(load_tower(module, source))
-            continue
-        parent = read_folder_config(source).model
-        section = {"encoder": "vision"}.get(component, component)
-        check_same_config(
-            getattr(config.model, section), getattr(parent, section), f"model.{section}", source
-        )
-        load_component(module, read_component(source, component), component, source)
-    return reports
+            notes += load_tower(module, source)
+        elif isinstance(module, Decoder) and not is_model_folder(source):
+            notes += graft_llm(module, source)
+        else:
+            load_component(module, read_component(source, component), component, source)
+    return tuple(notes)
+
+
+def _check_shape(config: TrainConfig, component: str, source: Path) -> None:
+    """Check that a component's section is the shape of what it starts from.
+
+    A tower decides a part of its section, which is compared when it is loaded.
+    """
+    if component == "encoder" and is_tower_folder(source):
+        return
+    section = {"encoder": "vision"}.get(component, component)
+    ours = getattr(config.model, section)
+    check_same_config(ours, read_section(type(ours), source), f"model.{section}", source)
 
 
 def _sources(config: TrainConfig) -> dict[str, Path]:

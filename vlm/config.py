@@ -1,9 +1,11 @@
 """The model's configuration, and strict loading of any configuration from YAML.
 
-`load_config` reads a file into a frozen pydantic model. A section may be written out or be the
-path of another YAML file that holds it (`model: configs/model/tiny.yaml`); dotted overrides
-(`model.decoder.hidden_size=64`) are applied after such files have been read in. Whatever is
-wrong, a key, a type, a file, is reported in one line that names the file and the dotted path.
+`load_config` reads a file into a frozen pydantic model. A section may be written out or be a path:
+of another YAML file that holds it (`model: configs/model/tiny.yaml`), or of a folder of weights
+whose shape it is (`decoder: PATH/TO/LLM`). Written out, it may begin with such a path, `from: PATH`,
+and change some keys. Dotted overrides (`model.decoder.hidden_size=64`) are applied after such paths
+have been read in. Whatever is wrong, a key, a type, a file, is reported in one line that names the
+file and the dotted path.
 """
 
 import json
@@ -26,6 +28,10 @@ from vlm.errors import UserError
 
 # The folder that holds `configs/`: a checkout, or site-packages.
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
+# What makes a folder one of weights; the second is open_clip's.
+WEIGHTS_CONFIG_FILES = ("config.json", "open_clip_config.json")
+# The key of a section that holds the path of what the section's other keys change.
+BASE_KEY = "from"
 MAX_PROBLEMS_SHOWN = 3
 MAX_VALUE_CHARACTERS = 60
 FLOAT = re.compile(
@@ -76,7 +82,7 @@ class VLMConfig(BaseModel):
 def load_config(cls: type[Config], path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a configuration of type `cls` from a YAML file.
 
-    A file that is named here or inside a configuration is looked for from the working folder,
+    A path that is named here or inside a configuration is looked for from the working folder,
     then from the including file's folder, then beside the installed packages.
 
     Args:
@@ -85,9 +91,9 @@ def load_config(cls: type[Config], path: Path, overrides: Sequence[str] = ()) ->
         UserError: a missing or unreadable file, broken YAML, a repeated or unknown key, a value
             of the wrong type, or one that the configuration's own checks refuse.
     """
-    file = _find_file(str(path), [Path()])
+    file = _find_path(str(path), [Path()])
     origins: Origins = {(): str(file)}
-    data = _include(_read_mapping(file), (cls,), (), file.parent, origins)
+    data = _include(_read_path(file, cls), (cls,), (), file.parent, origins)
     for override in overrides:
         _apply_override(data, override, cls, origins)
     text = json.dumps(data, default=str)
@@ -124,12 +130,15 @@ class _Dumper(yaml.SafeDumper):
     yaml_implicit_resolvers: Any = QUOTED_SCALARS
 
 
-def _find_file(name: str, folders: Sequence[Path], needed_by: str = "") -> Path:
+def _find_path(name: str, folders: Sequence[Path], needed_by: str = "") -> Path:
+    """Find a YAML file, or a folder of weights."""
     candidates = [folder / name for folder in [*folders, PACKAGE_ROOT]]
     for candidate in candidates:
-        if candidate.is_file():
+        if candidate.is_file() or any((candidate / f).is_file() for f in WEIGHTS_CONFIG_FILES):
             return candidate
     for candidate in candidates:
+        if candidate.is_dir():
+            raise UserError(f"{needed_by}the folder {candidate} has no {WEIGHTS_CONFIG_FILES[0]}")
         neighbours = [file.name for file in candidate.parent.glob("*.yaml")]
         near = get_close_matches(candidate.name, neighbours, n=1)
         if near:
@@ -138,6 +147,14 @@ def _find_file(name: str, folders: Sequence[Path], needed_by: str = "") -> Path:
             )
     places = ", ".join(dict.fromkeys(str(candidate.parent) for candidate in candidates))
     raise UserError(f"{needed_by}no file {name!r} (looked in {places})")
+
+
+def _read_path(path: Path, section: type[BaseModel]) -> dict[str, Any]:
+    if path.is_file():
+        return _read_mapping(path)
+    from vlm.weights.sections import read_section  # needs this module, and transformers
+
+    return read_section(section, path).model_dump(mode="json")
 
 
 def _read_mapping(file: Path) -> dict[str, Any]:
@@ -163,15 +180,18 @@ def _parse_yaml(text: str, origin: str) -> Any:
 
 
 def _include(value: Any, types: Types, keys: Keys, folder: Path, origins: Origins) -> Any:
-    """Replace every path that stands for a section by what its file holds.
+    """Replace every path that stands for a section by what its file or folder holds.
 
     `value` is found at `keys`, may have `types`, and stands in a file of `folder`.
     """
-    if isinstance(value, str) and _sections(types) and not {str, Path} & set(types):
-        needed_by = f"{_origin(keys, origins)}: {_dotted(keys)}: "
-        file = _find_file(value, [Path(), folder], needed_by)
-        origins[keys] = str(file)
-        value, folder = _read_mapping(file), file.parent
+    base: Any = None
+    if isinstance(value, dict) and BASE_KEY in value and _sections(types):
+        base, value = value[BASE_KEY], {k: v for k, v in value.items() if k != BASE_KEY}
+        origins.update({(*keys, key): _origin(keys, origins) for key in value})
+    elif isinstance(value, str) and _sections(types) and not {str, Path} & set(types):
+        base, value = value, {}
+    if base is not None:
+        base = _read_base(base, types, keys, folder, origins)
     children: Mapping[Any, Any]
     if isinstance(value, dict):
         children = value
@@ -183,7 +203,29 @@ def _include(value: Any, types: Types, keys: Keys, folder: Path, origins: Origin
         key: _include(child, _types_below(types, key), (*keys, key), folder, origins)
         for key, child in children.items()
     }
+    if base is not None:
+        return _merged(base, filled)
     return filled if isinstance(value, dict) else list(filled.values())
+
+
+def _read_base(name: Any, types: Types, keys: Keys, folder: Path, origins: Origins) -> Any:
+    """Return what the path `name`, which stands for the section at `keys`, holds."""
+    needed_by = f"{_origin(keys, origins)}: {_dotted(keys)}: "
+    if not isinstance(name, str):
+        raise UserError(f"{needed_by}{BASE_KEY} must be a path, not {_shown(name)}")
+    path = _find_path(name, [Path(), folder], needed_by)
+    origins[keys] = str(path)
+    return _include(_read_path(path, _sections(types)[0]), types, keys, path.parent, origins)
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with some keys changed, in sections below too."""
+    merged = dict(base)
+    for key, value in changes.items():
+        below = merged.get(key)
+        both = isinstance(below, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merged(below, value) if both else value
+    return merged
 
 
 def _apply_override(data: Any, override: str, cls: type[BaseModel], origins: Origins) -> None:
@@ -265,6 +307,8 @@ def _describe(error: ValidationError, cls: type[BaseModel], data: Any, origins: 
     """Return the first problems in one line, unknown keys first: they explain missing ones."""
     found: dict[Keys, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
+        if detail["type"] == "default_factory_not_called":
+            continue  # a default that follows from a field which is itself wrong
         found.setdefault(_keys_of(detail, data), []).append(detail)
     ordered = sorted(found.items(), key=lambda item: item[1][0]["type"] != "extra_forbidden")
     shown = [

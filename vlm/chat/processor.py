@@ -14,7 +14,14 @@ from PIL import Image
 
 from encoders.config import VisionConfig
 from encoders.tiling import TiledImage, tile_picture
-from vlm.chat.template import LLAMA3_TEMPLATE, ChatTemplate, PartKind, Slot, Structure
+from vlm.chat.template import (
+    LLAMA3_TEMPLATE,
+    ChatTemplate,
+    PartKind,
+    Slot,
+    Structure,
+    read_chat_format,
+)
 from vlm.chat.tokenizer import Tokenizer
 from vlm.errors import UserError
 from vlm.inputs import Example
@@ -61,8 +68,8 @@ class Processor:
         Raises:
             UserError: a file is missing or damaged.
         """
-        tokenizer = Tokenizer.from_folder(folder)
-        return cls(tokenizer, ChatTemplate.from_folder(folder, tokenizer), vision)
+        tokenizer, template = read_chat_format(folder)
+        return cls(tokenizer, template, vision)
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer and the template as transformers reads them."""

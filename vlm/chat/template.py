@@ -15,7 +15,6 @@ from typing import Any, Literal
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from vlm.chat.tokenizer import (
-    BOS_TOKEN,
     CONFIG_FILE,
     EOT_TOKEN,
     IMAGE_TOKEN,
@@ -31,9 +30,9 @@ Structure = tuple[tuple[str, tuple[PartKind, ...]], ...]
 
 TEMPLATE_FILE = "chat_template.jinja"
 
-# The form of Llama 3 and 3.2 Vision.
+# The form of Llama 3 and 3.2 Vision. It starts with the vocabulary's own first token, if any.
 LLAMA3_TEMPLATE = """\
-{{- '<|begin_of_text|>' }}
+{{- bos_token }}
 {%- for message in messages %}
     {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
     {%- if message['content'] is string %}
@@ -53,7 +52,7 @@ LLAMA3_TEMPLATE = """\
     {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
 {%- endif %}
 """
-LLAMA3_TEMPLATE_TOKENS = (BOS_TOKEN, "<|start_header_id|>", "<|end_header_id|>", EOT_TOKEN)
+LLAMA3_TEMPLATE_TOKENS = ("<|start_header_id|>", "<|end_header_id|>", EOT_TOKEN)
 
 # A placeholder is a number between private-use characters; around them is whitespace of a kind that
 # no template writes (the ASCII unit separator): where it is gone, the template trims the text.
@@ -84,31 +83,6 @@ class ChatTemplate:
     def __init__(self, source: str, named_tokens: Mapping[str, str] | None = None) -> None:
         self.source = source
         self._named_tokens: dict[str, Any] = dict(named_tokens or {})
-
-    @classmethod
-    def from_folder(cls, folder: Path, tokenizer: Tokenizer) -> "ChatTemplate":
-        """Read a folder's template, from its own file or from the tokenizer's config.
-
-        A folder without one gets Llama 3's form.
-
-        Raises:
-            UserError: there is none, and the tokenizer has not the tokens of Llama 3's form.
-        """
-        path = folder / TEMPLATE_FILE
-        if path.is_file():
-            return cls(read_utf8(path), tokenizer.named_tokens)
-        content = read_json_object(folder / CONFIG_FILE).get("chat_template")
-        if isinstance(content, list):  # several, each {"name", "template"}
-            content = next((e["template"] for e in content if e.get("name") == "default"), None)
-        if isinstance(content, str):
-            return cls(content, tokenizer.named_tokens)
-        missing = tokenizer.missing_special(LLAMA3_TEMPLATE_TOKENS)
-        if missing:
-            raise UserError(
-                f"{folder} has no chat template, and its tokenizer lacks {', '.join(missing)} for "
-                f"Llama 3's form; add a {TEMPLATE_FILE} in the form of the model's chats"
-            )
-        return cls(LLAMA3_TEMPLATE, tokenizer.named_tokens)
 
     def skeleton(
         self, structure: Structure, add_generation_prompt: bool = False
@@ -154,11 +128,39 @@ class ChatTemplate:
                 conversations=[messages],
                 chat_template=self.source,
                 add_generation_prompt=add_generation_prompt,
+                # Qwen3's writes an empty thought before an answer; unless told so, only in training.
+                enable_thinking=False,
                 **self._named_tokens,
             )
         except Exception as error:  # a template is foreign code: all that it raises is its fault
             raise _NotShownError(f"{type(error).__name__}: {error}") from error
         return rendered[0][0]
+
+
+def read_chat_format(folder: Path) -> tuple[Tokenizer, ChatTemplate]:
+    """Read a folder's tokenizer and its template, from a file of its own or the tokenizer's config.
+
+    A folder without a template, a base model's, gets Llama 3's form, and its tokenizer those
+    tokens of it that it lacks.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    source = _template_source(folder)
+    needed = LLAMA3_TEMPLATE_TOKENS if source is None else ()
+    tokenizer = Tokenizer.from_folder(folder, needed)
+    source = LLAMA3_TEMPLATE if source is None else source
+    return tokenizer, ChatTemplate(source, tokenizer.named_tokens)
+
+
+def _template_source(folder: Path) -> str | None:
+    path = folder / TEMPLATE_FILE
+    if path.is_file():
+        return read_utf8(path)
+    content = read_json_object(folder / CONFIG_FILE).get("chat_template")
+    if isinstance(content, list):  # several, each {"name", "template"}
+        content = next((e["template"] for e in content if e.get("name") == "default"), None)
+    return content if isinstance(content, str) else None
 
 
 class _NotShownError(Exception):

@@ -67,25 +67,31 @@ MAX_CACHED_TEXTS = 50_000
 class Tokenizer:
     """A vocabulary with its special tokens.
 
-    `<|image|>`, and a padding token that is not the end of a turn, are added behind the vocabulary
-    where they are missing; a model needs embedding rows for them (`vocab_size` counts them).
+    Behind the vocabulary are added, where they are missing: the special tokens `needed`, a padding
+    token that is not the end of a turn, and `<|image|>`. A model needs embedding rows for them
+    (`vocab_size` counts them).
 
     bos_id: what starts a text; None where the vocabulary has no such token.
     eot_id: what ends a turn.
     end_ids: everything after which generation stops, `eot_id` among it.
     special_ids: every special token.
+    added_ids: the tokens added, in the order above.
     vocab_size: one above the highest id.
     named_tokens: `bos_token`, `eos_token`, ... by their names in templates.
     """
 
-    def __init__(self, definition: str, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self, definition: str, config: Mapping[str, Any], needed: Sequence[str] = ()
+    ) -> None:
         """Build from the contents of `tokenizer.json` and `tokenizer_config.json`.
 
+        Args:
+            needed: special tokens that the chat template writes.
         Raises:
             UserError: the definition is damaged, no token ends a turn, or plain text can become a
                 special token.
         """
-        definition, self._config = _complete(definition, config)
+        definition, self._config, num_given = _complete(definition, config, needed)
         self._definition = definition
         self._markup = _parse(definition)
         self._plain = _parse(_with_all_special(definition))
@@ -97,7 +103,8 @@ class Tokenizer:
             if token.special
         }
         self.named_tokens = _named_tokens(self._config)
-        self.vocab_size = 1 + max(self._markup.get_vocab(with_added_tokens=True).values())
+        self.vocab_size = _num_ids(self._markup)
+        self.added_ids = tuple(range(num_given, self.vocab_size))
         self.special_ids = tuple(sorted(self._special.values()))
         self.image_id = self.special_id(IMAGE_TOKEN)
         self.pad_id = self.special_id(self.named_tokens["pad_token"])
@@ -111,9 +118,11 @@ class Tokenizer:
         self._check_that_text_stays_text()
 
     @classmethod
-    def from_folder(cls, folder: Path) -> "Tokenizer":
+    def from_folder(cls, folder: Path, needed: Sequence[str] = ()) -> "Tokenizer":
         """Read a Hugging Face tokenizer folder.
 
+        Args:
+            needed: special tokens that are added where the folder lacks them.
         Raises:
             UserError: `tokenizer.json` is missing or damaged, or see the constructor.
         """
@@ -126,7 +135,7 @@ class Tokenizer:
         try:
             named = read_json_object(folder / SPECIAL_TOKENS_FILE)
             config = {key: named[key] for key in NAMED_TOKENS if key in named}
-            return cls(read_utf8(path), config | read_json_object(folder / CONFIG_FILE))
+            return cls(read_utf8(path), config | read_json_object(folder / CONFIG_FILE), needed)
         except UserError as error:
             raise UserError(f"{folder}: {error}") from error
 
@@ -215,10 +224,6 @@ class Tokenizer:
             )
         return self._special[name]
 
-    def missing_special(self, names: Iterable[str]) -> list[str]:
-        """Those of the names that are no special tokens here."""
-        return [name for name in names if name not in self._special]
-
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json`, as transformers reads them."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -303,8 +308,19 @@ def _parse(definition: str) -> tokenizers.Tokenizer:
     return backend
 
 
-def _complete(definition: str, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Add the image token and a padding token of its own, where they are missing."""
+def _num_ids(backend: tokenizers.Tokenizer) -> int:
+    """One above the highest id."""
+    return 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
+
+
+def _complete(
+    definition: str, config: Mapping[str, Any], needed: Sequence[str]
+) -> tuple[str, dict[str, Any], int]:
+    """Add what is needed, a padding token of its own and the image token, where missing.
+
+    Returns:
+        Definition and config with them, and how many ids there were without.
+    """
     named = _named_tokens(config)
     completed = {key: value for key, value in config.items() if key not in DROPPED_KEYS} | named
     backend = _parse(definition)
@@ -314,11 +330,12 @@ def _complete(definition: str, config: Mapping[str, Any]) -> tuple[str, dict[str
         candidates = (PAD_TOKEN, "<|finetune_right_pad_id|>")
         pad = next((name for name in candidates if name in special), PAD_TOKEN)
         completed["pad_token"] = pad
-    added = [name for name in (pad, IMAGE_TOKEN) if name not in special]
+    added = [name for name in (*needed, pad, IMAGE_TOKEN) if name not in special]
     if not added:
-        return definition, completed
+        return definition, completed, _num_ids(backend)
+    num_given = _num_ids(backend)
     backend.add_special_tokens([_special_token(name) for name in added])
-    return backend.to_str(), completed
+    return backend.to_str(), completed, num_given
 
 
 def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:

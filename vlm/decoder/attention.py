@@ -13,18 +13,24 @@ from vlm.decoder.rope import rotate
 
 
 class SelfAttention(nn.Module):
-    """Causal grouped-query self-attention with rotary positions."""
+    """Causal grouped-query self-attention with rotary positions.
+
+    With `qk_norm`, queries and keys are RMS-normalised before they are rotated.
+    """
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
         self.num_heads = config.num_heads
         self.num_kv_heads = config.num_kv_heads
-        kv_size = config.num_kv_heads * config.head_size
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        size, kv_size = _projected_sizes(config)
+        bias = config.attention_bias is not None
+        self.q_proj = nn.Linear(config.hidden_size, size, bias)
+        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias)
+        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias)
+        self.o_proj = nn.Linear(size, config.hidden_size, config.attention_bias == "qkvo")
+        self.q_norm = _head_norm(config) if config.qk_norm else nn.Identity()
+        self.k_norm = _head_norm(config) if config.qk_norm else nn.Identity()
 
     def forward(
         self,
@@ -41,9 +47,10 @@ class SelfAttention(nn.Module):
             mask: (B, 1, S, max_tokens) bool over the cache's positions; None without a cache,
                 where attention is causal over the rows given.
         """
-        query = rotate(self.q_proj(hidden).unflatten(-1, (self.num_heads, -1)), rotary)
-        key = rotate(self.k_proj(hidden).unflatten(-1, (self.num_kv_heads, -1)), rotary)
-        value = self.v_proj(hidden).unflatten(-1, (self.num_kv_heads, -1))  # (B, S, H, d)
+        query = self.q_norm(self.q_proj(hidden).unflatten(-1, (self.num_heads, -1)))
+        key = self.k_norm(self.k_proj(hidden).unflatten(-1, (self.num_kv_heads, -1)))
+        query, key = rotate(query, rotary), rotate(key, rotary)  # (B, S, H, d)
+        value = self.v_proj(hidden).unflatten(-1, (self.num_kv_heads, -1))
         if cache is None:
             stored = KeyValues(key.transpose(1, 2), value.transpose(1, 2))
         else:
@@ -58,13 +65,13 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.num_heads = config.num_heads
         self.num_kv_heads = config.num_kv_heads
-        kv_size = config.num_kv_heads * config.head_size
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        size, kv_size = _projected_sizes(config)
+        self.q_proj = nn.Linear(config.hidden_size, size, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.q_norm = RMSNorm(config.head_size, config.norm_eps)
-        self.k_norm = RMSNorm(config.head_size, config.norm_eps)
+        self.o_proj = nn.Linear(size, config.hidden_size, bias=False)
+        self.q_norm = _head_norm(config)
+        self.k_norm = _head_norm(config)
 
     def project_images(self, image_tokens: Tensor) -> KeyValues:
         """Return the keys and values (B, H, L, d) of image tokens (B, L, D)."""
@@ -78,8 +85,17 @@ class CrossAttention(nn.Module):
         return self.o_proj(_attend(query, images, mask, is_causal=False))
 
 
+def _projected_sizes(config: DecoderConfig) -> tuple[int, int]:
+    """Widths of all query heads and of all key (or value) heads together."""
+    return config.num_heads * config.head_size, config.num_kv_heads * config.head_size
+
+
+def _head_norm(config: DecoderConfig) -> RMSNorm:
+    return RMSNorm(config.head_size, config.norm_eps)
+
+
 def _attend(query: Tensor, stored: KeyValues, mask: Tensor | None, is_causal: bool) -> Tensor:
-    """Return (B, S, D) from queries (B, S, H, d)."""
+    """Return (B, S, H * d) from queries (B, S, H, d)."""
     attended = F.scaled_dot_product_attention(
         query.transpose(1, 2),
         stored.keys,

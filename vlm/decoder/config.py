@@ -28,10 +28,18 @@ class RopeScaling(BaseModel):
 
 
 class DecoderConfig(BaseModel):
-    """Shape of the decoder; `num_layers` counts self- and cross-attention layers together.
+    """Shape of the decoder.
 
-    `num_extra_embeddings` are input-only rows behind the vocabulary: Llama 3.2 keeps `<|image|>`
-    there, so that it can be read and never be written.
+    vocab_size: rows of the output layer. A pretrained LLM may have more than its tokenizer has
+        ids; the rows without an id are never written.
+    num_extra_embeddings: input-only rows behind the vocabulary: Llama 3.2 keeps `<|image|>` there,
+        so that it can be read and never be written.
+    num_layers: self- and cross-attention layers together.
+    head_size: width of one attention head; without it, `hidden_size / num_heads`.
+    attention_bias: which projections of self-attention add a bias: queries, keys and values
+        (Qwen2), or the output too (`attention_bias` of Llama and Qwen3).
+    qk_norm: self-attention RMS-normalises queries and keys, head by head, before it rotates them
+        (Qwen3). Cross-attention always does and never has biases.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,16 +51,16 @@ class DecoderConfig(BaseModel):
     num_layers: PositiveInt
     num_heads: PositiveInt
     num_kv_heads: PositiveInt
+    head_size: PositiveInt = Field(
+        default_factory=lambda shape: shape["hidden_size"] // shape["num_heads"]
+    )
     max_positions: PositiveInt
     norm_eps: PositiveFloat = 1e-5
     rope_theta: PositiveFloat = 500_000.0
     rope_scaling: RopeScaling | None = None
     tie_embeddings: bool = False
-
-    @property
-    def head_size(self) -> int:
-        """Width of one attention head."""
-        return self.hidden_size // self.num_heads
+    attention_bias: Literal["qkv", "qkvo"] | None = None
+    qk_norm: bool = False
 
     @property
     def cross_attention_layers(self) -> tuple[int, ...]:
@@ -61,11 +69,13 @@ class DecoderConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.hidden_size % self.num_heads or self.head_size % 2:
+        if "head_size" not in self.model_fields_set and self.hidden_size % self.num_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} / num_heads {self.num_heads} "
-                "must be an even whole number"
+                "must be an even whole number, or head_size given"
             )
+        if self.head_size % 2:
+            raise ValueError(f"head_size {self.head_size} must be even: it is rotated in pairs")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"

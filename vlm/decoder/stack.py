@@ -116,6 +116,8 @@ class Decoder(nn.Module):
         add to it; where they are the output layer too they start small, for even logits.
         """
         for name, parameter in self.named_parameters():
+            if name.endswith(".bias"):
+                nn.init.zeros_(parameter)
             if parameter.dim() < 2:
                 continue
             std = parameter.shape[1] ** -0.5

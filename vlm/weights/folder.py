@@ -74,6 +74,15 @@ def save_folder(
     temporary.rmdir()
 
 
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder says of itself that it is one of ours, of whatever version."""
+    try:
+        content = json.loads((folder / CONFIG_FILE).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and "format" in content
+
+
 def read_folder_config(folder: Path) -> FolderConfig:
     """Read `config.json` of a model folder.
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from encoders.config import CLIP_MEAN, CLIP_STD
 from vlm.errors import UserError
-from vlm.weights.folder import CONFIG_FILE, weight_files
+from vlm.weights.folder import CONFIG_FILE, is_model_folder, weight_files
 from vlm.weights.tower_names import CLIP, OPEN_CLIP, TIMM, VIT, Layout
 
 OPEN_CLIP_CONFIG_FILE = "open_clip_config.json"
@@ -57,7 +57,7 @@ def is_tower_folder(folder: Path) -> bool:
     """Whether a folder is another library's: one with a config that is not of our model folders."""
     if (folder / OPEN_CLIP_CONFIG_FILE).is_file():
         return True
-    return (folder / CONFIG_FILE).is_file() and "format" not in _read_json(folder / CONFIG_FILE)
+    return (folder / CONFIG_FILE).is_file() and not is_model_folder(folder)
 
 
 def read_tower(folder: Path) -> Tower:

@@ -5,12 +5,14 @@ starts without effect: tile positions and global layers behind closed gates, and
 positions on the canvas equal to that of the tile.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -22,7 +24,9 @@ from vlm.weights.tower_folders import Tower, read_tower
 from vlm.weights.tower_names import Source
 
 # What a tower's folder cannot say about an encoder of tiles.
-TILING = {"max_num_tiles": 4, "num_global_layers": 0, "intermediate_layers": []}
+TILING: Mapping[str, Any] = MappingProxyType(
+    {"max_num_tiles": 4, "num_global_layers": 0, "intermediate_layers": ()}
+)
 # Parts of a vision tower that pool or classify its tokens, and tensors without effect on them.
 HEADS = (
     *("head", "head_dist", "pooler", "classifier", "attn_pool", "proj"),
@@ -30,12 +34,19 @@ HEADS = (
 )
 
 
-def vision_section(folder: Path) -> dict[str, Any]:
-    """Return the section `model.vision` for a tower's folder: its shape, and `TILING`."""
-    return {**TILING, **read_tower(folder).fields}
+def tower_config(folder: Path) -> VisionConfig:
+    """Return the encoder that is the tower of a folder, its tiles as large as its pictures.
+
+    Raises:
+        UserError: the folder is not a tower's.
+    """
+    try:
+        return VisionConfig.model_validate({**TILING, **read_tower(folder).fields})
+    except ValidationError as error:
+        raise UserError(f"{folder}: {error.errors()[0]['msg']}") from error
 
 
-def load_tower(encoder: VisionEncoder, folder: Path) -> str:
+def load_tower(encoder: VisionEncoder, folder: Path) -> tuple[str, ...]:
     """Copy a tower's weights into the local layers; return a report of what came from where.
 
     The tile size may differ from the tower's picture: its position embeddings are interpolated as
@@ -164,7 +175,7 @@ def _read_tensors(tower: Tower, names: Iterable[str]) -> dict[str, Tensor]:
 
 def _report(
     tower: Tower, config: VisionConfig, taken: int, interpolated: str | None, left_out: list[str]
-) -> str:
+) -> tuple[str, ...]:
     how = "bicubic, antialiased" if tower.antialias else "bicubic, not antialiased"
     groups: dict[str, int] = {}
     prefix = tower.layout.prefix
@@ -172,7 +183,7 @@ def _report(
         start = prefix if name.startswith(prefix) else ""
         group = start + name.removeprefix(start).split(".")[0]
         groups[group] = groups.get(group, 0) + 1
-    lines = [
+    return (
         f"encoder from {tower.folder}: {tower.kind}, {config.num_local_layers} layers of width "
         f"{config.hidden_size}, tiles of {config.tile_size_px} px in patches of "
         f"{config.patch_size_px}",
@@ -180,8 +191,7 @@ def _report(
         f"  positions: {f'{interpolated} patches, {how}' if interpolated else 'as they are'}",
         f"  new: tile positions and {config.num_global_layers} global layers, gates closed",
         "  left out: " + (", ".join(f"{name} ({n})" for name, n in groups.items()) or "nothing"),
-    ]
-    return "\n".join(lines)
+    )
 
 
 def _without_ones(shape: Iterable[int]) -> list[int]:

@@ -34,7 +34,7 @@ from encoders.config import CLIP_MEAN, VisionConfig
 from encoders.vit import VisionEncoder
 from vlm.errors import UserError
 from vlm.weights.tower_folders import is_tower_folder
-from vlm.weights.towers import load_tower, vision_section
+from vlm.weights.towers import load_tower, tower_config
 
 # float32 rounding over three layers whose states are around 1; queries, keys and values are
 # multiplied apart here and together in timm and open_clip. Observed: below 3e-6.
@@ -181,9 +181,7 @@ TOWERS: dict[str, Callable[[Path], Library]] = {
     "timm-vit": lambda folder: timm_tower(folder, "vit_tiny_patch16_224"),
     "timm-vit-gap": lambda folder: timm_tower(folder, "vit_base_patch16_gap_224"),
     "timm-siglip": lambda folder: timm_tower(folder, "vit_base_patch16_siglip_224"),
-    "timm-clip-quickgelu": lambda folder: timm_tower(
-        folder, "vit_base_patch16_clip_quickgelu_224"
-    ),
+    "timm-clip-quickgelu": lambda folder: timm_tower(folder, "vit_base_patch16_clip_quickgelu_224"),
     "timm-layer-scale-no-class-position": lambda folder: timm_tower(
         folder, "vit_small_patch14_dinov2", no_embed_class=True, init_values=0.5
     ),
@@ -204,7 +202,7 @@ def tower(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def make_encoder(folder: Path, **changes: Any) -> VisionEncoder:
     """An encoder of the tower's shape with two intermediate states and a global layer."""
     more = {"intermediate_layers": (0, LAYERS - 1), "num_global_layers": 1, **changes}
-    config = VisionConfig.model_validate({**vision_section(folder), **more})
+    config = VisionConfig.model_validate({**tower_config(folder).model_dump(), **more})
     torch.manual_seed(1)
     return VisionEncoder(config).requires_grad_(False)
 
@@ -258,7 +256,7 @@ def test_positions_are_interpolated_as_the_library_does_it(
 ) -> None:
     library, folder = tower
     encoder = make_encoder(folder, tile_size_px=size_px)
-    report = load_tower(encoder, folder)
+    report = "\n".join(load_tower(encoder, folder))
     grid = size_px // PATCH_PX
     antialias = "antialiased" if "transformers" not in folder.name else "not antialiased"
     assert f"positions: 4x4 to {grid}x{grid} patches, bicubic, {antialias}\n" in report
