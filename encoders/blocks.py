@@ -1,10 +1,11 @@
-"""Transformer blocks of the vision encoder, and attention over ragged groups of tiles.
+"""Transformer blocks of the vision encoder.
 
 Axes: `T` tiles (of all images, one after the other), `N` tokens of a tile, `H` heads, `D` width.
+Where padding tiles are attended to, the first two axes are images and all tokens of an image.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
 
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from encoders.arrangement import Arrangement, attend_in_groups
 from encoders.config import VisionConfig
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
@@ -22,39 +24,6 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
         "quick_gelu": lambda hidden: hidden * torch.sigmoid(1.702 * hidden),
     }
 )
-
-
-class TileGroups:
-    """Which tiles attend to each other: the images of a batch, grouped by their tile count.
-
-    Images of equal count form one dense attention call, so no tile is padded, nothing is masked,
-    and an image's result cannot depend on the others. There are at most `max_num_tiles` groups.
-    """
-
-    def __init__(self, num_tiles: Sequence[int], device: torch.device) -> None:
-        """Args: num_tiles: tiles of each image, in the order of the flat tile axis."""
-        starts: dict[int, list[int]] = {}
-        start = 0
-        for count in num_tiles:
-            starts.setdefault(count, []).append(start)
-            start += count
-        # (images of this count, count) int64 indices into the flat tile axis
-        self.members = [
-            torch.tensor(first, device=device).unsqueeze(1) + torch.arange(count, device=device)
-            for count, first in sorted(starts.items())
-        ]
-        self.single_group = len(self.members) == 1
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Scaled dot-product attention within each image; all tensors (T, N, H, D/H)."""
-        if self.single_group:
-            return _attend_group(query, key, value, len(self.members[0]))
-        output = torch.empty_like(query)
-        for members in self.members:
-            rows = members.flatten()
-            group = _attend_group(query[rows], key[rows], value[rows], len(members))
-            output = output.index_copy(0, rows, group)
-        return output
 
 
 class VisionAttention(nn.Module):
@@ -69,15 +38,15 @@ class VisionAttention(nn.Module):
         self.v_proj = nn.Linear(width, width, bias=bias)
         self.o_proj = nn.Linear(width, width, bias=bias)
 
-    def forward(self, hidden: Tensor, groups: TileGroups | None) -> Tensor:
-        """Return (T, N, D); `groups` None keeps attention within each tile."""
+    def forward(self, hidden: Tensor, tiles: Arrangement | None) -> Tensor:
+        """Return (T, N, D); `tiles` says who attends to whom, None keeps to each tile."""
         query = self.q_proj(hidden).unflatten(-1, (self.num_heads, -1))  # (T, N, H, D/H)
         key = self.k_proj(hidden).unflatten(-1, (self.num_heads, -1))
         value = self.v_proj(hidden).unflatten(-1, (self.num_heads, -1))
-        if groups is None:
-            attended = _attend_group(query, key, value, len(query))
+        if tiles is None:
+            attended = attend_in_groups(query, key, value, len(query))
         else:
-            attended = groups.attend(query, key, value)
+            attended = tiles.attend(query, key, value)
         return self.o_proj(attended.flatten(2))
 
 
@@ -101,21 +70,9 @@ class VisionBlock(nn.Module):
             self.gate_attn = nn.Parameter(torch.full((1,), math.pi / 4))
             self.gate_ffn = nn.Parameter(torch.full((1,), math.pi / 4))
 
-    def forward(self, hidden: Tensor, groups: TileGroups | None) -> Tensor:
-        """Return (T, N, D); `groups` as in `VisionAttention`."""
-        branch = self.self_attn(self.input_layernorm(hidden), groups)
+    def forward(self, hidden: Tensor, tiles: Arrangement | None) -> Tensor:
+        """Return (T, N, D); `tiles` as in `VisionAttention`."""
+        branch = self.self_attn(self.input_layernorm(hidden), tiles)
         hidden = hidden + (self.gate_attn.tanh() * branch if self.gated else branch)
         branch = self.fc2(self.activation(self.fc1(self.post_attention_layernorm(hidden))))
         return hidden + (self.gate_ffn.tanh() * branch if self.gated else branch)
-
-
-def _attend_group(query: Tensor, key: Tensor, value: Tensor, num_groups: int) -> Tensor:
-    """Attend within `num_groups` equal runs of the tile axis; (T, N, H, d) in and out."""
-
-    def heads_first(tensor: Tensor) -> Tensor:
-        return tensor.reshape(num_groups, -1, *tensor.shape[2:]).transpose(1, 2)
-
-    attended = F.scaled_dot_product_attention(
-        heads_first(query), heads_first(key), heads_first(value)
-    )  # (groups, H, tokens, d)
-    return attended.transpose(1, 2).reshape(query.shape)

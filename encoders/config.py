@@ -13,16 +13,19 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 class VisionConfig(BaseModel):
     """Shape of the vision encoder; the defaults of optional fields are Llama 3.2 Vision's.
 
-    intermediate_layers: local layers, named by the state that *enters* them, as Llama 3.2 does:
-        index 3 is the output of the third local layer.
-    norm_eps: of the norms inside of layers.
-    outer_norm_eps: of the norms before and after the local layers.
+    intermediate_layers: the local layers whose *entering* states join the output, as in Meta's
+        Llama 3.2: index 3 is the output of the third layer, `num_local_layers` that of the last.
+    local_attention: whether local layers see the tile or the whole image.
+    padding_tiles: `drop` computes the tiles of the picture only. `attend` is the arithmetic of
+        Llama 3.2: images are filled up to `max_num_tiles` with empty tiles, which the picture's
+        tokens see. It needs `local_attention: image`.
+    norm_eps: of the norms in layers; `outer_norm_eps` of those before and after the local layers.
 
-    What other families do differently (CLIP, SigLIP, plain ViT: vlm/weights/towers.py):
+    Where other families differ (CLIP, SigLIP, plain ViT):
 
-    class_token: whether a tile's tokens begin with one.
+    num_prefix_tokens: tokens of a tile before its patches: 1 is the class token.
     pre_norm: whether embeddings are normalised before the first layer.
-    patch_bias, attention_bias: whether the patch embedding, and the attention's projections, have
+    patch_bias, attention_bias: whether the patch embedding, and the projections of attention, have
         biases.
     activation: `gelu_tanh` is GELU's approximation by tanh, `quick_gelu` is x sigmoid(1.702 x).
     """
@@ -39,9 +42,10 @@ class VisionConfig(BaseModel):
     num_global_layers: int = Field(ge=0)
     intermediate_layers: tuple[int, ...]
     local_attention: Literal["tile", "image"] = "tile"
+    padding_tiles: Literal["drop", "attend"] = "drop"
     norm_eps: float = Field(default=1e-5, gt=0)
     outer_norm_eps: float = Field(default=1e-5, gt=0)
-    class_token: bool = True
+    num_prefix_tokens: int = Field(default=1, ge=0, le=1)
     pre_norm: bool = True
     patch_bias: bool = False
     attention_bias: bool = False
@@ -56,8 +60,8 @@ class VisionConfig(BaseModel):
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of one tile, `N`: the class token, if there is one, and the patches."""
-        return int(self.class_token) + self.num_patches
+        """Tokens of one tile, `N`."""
+        return self.num_prefix_tokens + self.num_patches
 
     @property
     def output_size(self) -> int:
@@ -75,11 +79,16 @@ class VisionConfig(BaseModel):
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
             )
-        outside = [i for i in self.intermediate_layers if not 0 <= i < self.num_local_layers]
+        outside = [i for i in self.intermediate_layers if not 0 <= i <= self.num_local_layers]
         if outside:
             raise ValueError(
-                f"intermediate_layers {outside} are outside 0..{self.num_local_layers - 1}, "
-                f"the {self.num_local_layers} local layers"
+                f"intermediate_layers {outside} are outside 0..{self.num_local_layers}, "
+                f"the states before and after the {self.num_local_layers} local layers"
+            )
+        if self.padding_tiles == "attend" and self.local_attention == "tile":
+            raise ValueError(
+                "padding_tiles 'attend' needs local_attention 'image': "
+                "a tile that attends to itself alone sees no padding tile"
             )
         return self
 

@@ -42,10 +42,14 @@ class TilePositionEmbedding(nn.Module):
             aspect_ratio_ids: (T,) int64, of the image that the tile belongs to.
             tile_index: (T,) int64, the tile's index on its canvas.
         """
-        table = self.embedding.weight.view(-1, hidden.shape[-1])
+        return hidden + self.offsets(aspect_ratio_ids, tile_index).unsqueeze(1)
+
+    def offsets(self, aspect_ratio_ids: Tensor, tile_index: Tensor) -> Tensor:
+        """Return each tile's vector, (T, D); arguments as above."""
+        table = self.embedding.weight.view(-1, self.embedding.embedding_dim // self.max_num_tiles)
         # The backward pass of an embedding adds in one order, that of indexing in any.
-        offsets = F.embedding(aspect_ratio_ids * self.max_num_tiles + tile_index, table)  # (T, D)
-        return hidden + self.gate.tanh() * offsets.unsqueeze(1)
+        vectors = F.embedding(aspect_ratio_ids * self.max_num_tiles + tile_index, table)
+        return self.gate.tanh() * vectors
 
 
 class PatchPositionEmbedding(nn.Module):

@@ -1,16 +1,19 @@
 """The tiled vision encoder: local layers within a tile, gated global layers over an image.
 
-Axes: `T` tiles (of all images, one after the other), `N` tokens of a tile (class token, if
-there is one, then patches row by row), `D` width. Architecture: Llama 3.2 Vision (https://arxiv.org/abs/2407.21783,
-section 7.2); tiles that hold no picture do not exist here.
+Axes: `T` tiles (of all images, one after the other), `N` tokens of a tile (class token, if there
+is one, then patches row by row), `D` width. Architecture: Llama 3.2 Vision
+(https://arxiv.org/abs/2407.21783, section 7.2). `encoders.arrangement` says where tiles stand and
+whether there are empty ones.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from encoders.blocks import TileGroups, VisionBlock
+from encoders.arrangement import Arrangement, PaddedImages, TileGroups
+from encoders.blocks import VisionBlock
 from encoders.config import VisionConfig
 from encoders.positions import PatchPositionEmbedding, TilePositionEmbedding
 
@@ -23,7 +26,7 @@ class VisionEncoder(nn.Module):
         self.config = config
         width, patch = config.hidden_size, config.patch_size_px
         self.patch_embedding = nn.Conv2d(3, width, patch, stride=patch, bias=config.patch_bias)
-        if config.class_token:
+        if config.num_prefix_tokens:
             self.class_embedding = nn.Parameter(width**-0.5 * torch.randn(width))
         self.pre_tile_embedding = TilePositionEmbedding(config)
         self.patch_position_embedding = PatchPositionEmbedding(config)
@@ -66,32 +69,41 @@ class VisionEncoder(nn.Module):
             (T, N, output_size): the final state, then each intermediate state interleaved
             channel by channel, the layout of Llama 3.2's checkpoints.
         """
-        counts = num_tiles.tolist()
-        groups = TileGroups(counts, pixels.device)
-        tile_ids = aspect_ratio_ids.repeat_interleave(num_tiles)  # (T,)
-        tile_index = torch.cat([torch.arange(c, device=pixels.device) for c in counts])  # (T,)
+        tiles = self._arrange(num_tiles.tolist(), pixels.device)
+        canvas, place = aspect_ratio_ids[tiles.image_index], tiles.tile_index  # (slots,)
 
-        hidden = self.patch_embedding(self._normalise(pixels)).flatten(2).transpose(1, 2)
-        hidden = self.pre_tile_embedding(hidden, tile_ids, tile_index)  # (T, patches, D)
-        if self.config.class_token:
+        patches = self.patch_embedding(self._normalise(pixels)).flatten(2).transpose(1, 2)
+        hidden = self.pre_tile_embedding(tiles.fill(patches), canvas, place)  # (slots, patches, D)
+        if self.config.num_prefix_tokens:
             class_token = self.class_embedding.expand(len(hidden), 1, -1)
-            hidden = torch.cat([class_token.to(hidden.dtype), hidden], dim=1)  # (T, N, D)
-        hidden = self.patch_position_embedding(hidden, tile_ids, tile_index)
-        hidden = self.layernorm_pre(hidden)
+            hidden = torch.cat([class_token.to(hidden.dtype), hidden], dim=1)  # (slots, N, D)
+        hidden = self.patch_position_embedding(hidden, canvas, place)
+        hidden = tiles.to_layers(self.layernorm_pre(hidden))
 
-        local_groups = groups if self.config.local_attention == "image" else None
-        entering: list[Tensor] = []
-        for layer in self.local_layers:
-            entering.append(hidden)
-            hidden = layer(hidden, local_groups)
-        hidden = self.post_tile_embedding(self.layernorm_post(hidden), tile_ids, tile_index)
+        chosen = self.config.intermediate_layers
+        seen = tiles if self.config.local_attention == "image" else None
+        states: dict[int, Tensor] = {}
+        for index, layer in enumerate(self.local_layers):
+            if index in chosen:
+                states[index] = tiles.to_tiles(hidden)
+            hidden = layer(hidden, seen)
+        if len(self.local_layers) in chosen:
+            states[len(self.local_layers)] = tiles.to_tiles(hidden)
+        hidden = self.layernorm_post(hidden)
+        hidden = hidden + tiles.spread(self.post_tile_embedding.offsets(canvas, place))
         for layer in self.global_layers:
-            hidden = layer(hidden, groups)
+            hidden = layer(hidden, tiles)
 
-        if not self.config.intermediate_layers:
-            return hidden
-        states = torch.stack([entering[i] for i in self.config.intermediate_layers], dim=-1)
-        return torch.cat([hidden, states.flatten(2)], dim=-1)  # (T, N, output_size)
+        final = tiles.to_tiles(hidden)  # (T, N, D)
+        if not chosen:
+            return final
+        interleaved = torch.stack([states[index] for index in chosen], dim=-1).flatten(2)
+        return torch.cat([final, interleaved], dim=-1)  # (T, N, output_size)
+
+    def _arrange(self, num_tiles: Sequence[int], device: torch.device) -> Arrangement:
+        if self.config.padding_tiles == "drop":
+            return TileGroups(num_tiles, device)
+        return PaddedImages(num_tiles, self.config.max_num_tiles, self.config.num_tokens, device)
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         """uint8 pixels to the weights' dtype, normalised by the configured mean and deviation."""

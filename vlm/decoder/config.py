@@ -7,24 +7,58 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, m
 # Every fifth layer of the full stack cross-attends, counted from the fourth: 3, 8, 13, ...
 CROSS_ATTENTION_PERIOD = 5
 FIRST_CROSS_ATTENTION_LAYER = 3
+# The fields of RopeScaling that each kind reads beside `factor`.
+ROPE_FIELDS = {
+    "linear": (),
+    "dynamic": ("original_max_positions",),
+    "llama3": ("original_max_positions", "low_freq_factor", "high_freq_factor"),
+    "yarn": (
+        "original_max_positions",
+        "beta_fast",
+        "beta_slow",
+        "attention_factor",
+        "mscale",
+        "mscale_all_dim",
+        "truncate",
+    ),
+}
 
 
 class RopeScaling(BaseModel):
-    """How rotary frequencies are stretched beyond the trained context.
+    """How rotary frequencies are stretched beyond the trained context, by `kind`.
 
-    `linear`: positions divided by `factor`. `llama3`: long wavelengths divided by `factor`, short
-    ones kept, those between blended. `yarn`: https://arxiv.org/abs/2309.00071.
+    linear: positions are divided by `factor`.
+    dynamic: the base grows with a row's length beyond `original_max_positions` (NTK-aware,
+        transformers' rule).
+    llama3: long wavelengths are divided by `factor`, short ones kept, those between blended.
+    yarn: https://arxiv.org/abs/2309.00071. `attention_factor` scales cosines and sines; None
+        derives it from `factor`, or from `mscale` and `mscale_all_dim` where both are given.
+        `truncate` rounds the ends of the ramp to whole channels.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["linear", "llama3", "yarn"]
+    kind: Literal["linear", "dynamic", "llama3", "yarn"]
     factor: PositiveFloat
-    original_max_positions: PositiveInt
+    original_max_positions: PositiveInt | None = None
     low_freq_factor: PositiveFloat = 1.0
     high_freq_factor: PositiveFloat = 4.0
     beta_fast: PositiveFloat = 32.0
     beta_slow: PositiveFloat = 1.0
+    attention_factor: PositiveFloat | None = None
+    mscale: PositiveFloat | None = None
+    mscale_all_dim: PositiveFloat | None = None
+    truncate: bool = True
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        read = {"kind", "factor", *ROPE_FIELDS[self.kind]}
+        for name, field in type(self).model_fields.items():
+            if name not in read and getattr(self, name) != field.default:
+                raise ValueError(f"{name} is set, and the kind {self.kind!r} does not read it")
+        if "original_max_positions" in read and self.original_max_positions is None:
+            raise ValueError(f"the kind {self.kind!r} needs original_max_positions")
+        return self
 
 
 class DecoderConfig(BaseModel):

@@ -133,12 +133,12 @@ def _load_positions(encoder: VisionEncoder, tower: Tower, table: Tensor) -> str 
     new = config.tile_size_px // config.patch_size_px
     table = table.reshape(-1, config.hidden_size)
     first = len(table) - old**2
-    if first not in (0, int(config.class_token)):
+    if first not in (0, config.num_prefix_tokens):
         raise UserError(
             f"{tower.folder}: {len(table)} position embeddings do not fit {old}x{old} patches"
         )
     # Without a position of its own the class token gets zeros.
-    before = table[:first] if first else table.new_zeros(int(config.class_token), table.shape[1])
+    before = table[:first] if first else table.new_zeros(config.num_prefix_tokens, table.shape[1])
     patches = table[first:]
     if new != old:
         patches = _interpolated(patches, old, new, tower.antialias)
