@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from encoders.config import CLIP_MEAN, CLIP_STD
+from encoders.towers import build_trunk, trunk_shape
 from vlm.errors import UserError
 from vlm.weights.folder import CONFIG_FILE, is_model_folder, weight_files
 from vlm.weights.tower_names import CLIP, OPEN_CLIP, TIMM, VIT, Layout
@@ -23,7 +24,9 @@ from vlm.weights.tower_names import CLIP, OPEN_CLIP, TIMM, VIT, Layout
 OPEN_CLIP_CONFIG_FILE = "open_clip_config.json"
 OPEN_CLIP_WEIGHTS_FILE = "open_clip_model.safetensors"
 PREPROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-SUPPORTED = "clip, siglip and vit of transformers, VisionTransformer of timm and of open_clip"
+SUPPORTED = "clip, siglip and vit of transformers, and transformers of timm and open_clip"
+# The MLP's width in global layers, over a tower whose own layers have another form.
+GLOBAL_MLP_RATIO = 4
 # Statistics of SigLIP's and ViT's pictures: https://arxiv.org/abs/2010.11929, section B.1.1.
 HALF = (0.5, 0.5, 0.5)
 # Names of transformers' activations.
@@ -77,7 +80,7 @@ def read_tower(folder: Path) -> Tower:
         )
     config = _read_json(folder / CONFIG_FILE)
     if "architecture" in config:
-        return _read_timm(folder)
+        return _read_timm(folder, config)
     if "model_type" in config:
         return _read_transformers(folder, str(config["model_type"]))
     raise UserError(
@@ -122,12 +125,17 @@ def _read_transformers(folder: Path, model_type: str) -> Tower:
     return Tower(folder, kind, fields, replace(layout, prefix=prefix), tensors, antialias=False)
 
 
-def _read_timm(folder: Path) -> Tower:
-    # timm's configs name an architecture; its numbers, as that of heads, are in timm's code.
-    model, name = _build_timm(folder, f"local-dir:{folder}")
+def _read_timm(folder: Path, config: Mapping[str, Any]) -> Tower:
+    name, arguments = str(config["architecture"]), config.get("model_args", {})
     tensors = _read_shapes(weight_files(folder))
-    statistics = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
-    fields = _timm_fields(folder, model, statistics)
+    pictures = config.get("pretrained_cfg", {})
+    try:
+        statistics = pictures["mean"], pictures["std"]
+    except KeyError as error:
+        raise UserError(
+            f"{folder / CONFIG_FILE}: pretrained_cfg.{error.args[0]} is missing"
+        ) from None
+    fields = _timm_fields(folder, name, arguments, statistics)
     return Tower(folder, f"timm {name}", fields, _timm_layout("", tensors), tensors, antialias=True)
 
 
@@ -143,8 +151,8 @@ def _read_open_clip(folder: Path) -> Tower:
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / OPEN_CLIP_CONFIG_FILE} has no usable vision_cfg") from error
     if config.timm_model_name is not None:
-        model, name = _build_timm(folder, config.timm_model_name)
-        fields = _timm_fields(folder, model, statistics)
+        name = config.timm_model_name
+        fields = _timm_fields(folder, name, {}, statistics)
         layout = _timm_layout("visual.trunk.", tensors)
         return Tower(folder, f"open_clip with timm {name}", fields, layout, tensors, antialias=True)
     defaults = CLIPVisionCfg()
@@ -176,55 +184,69 @@ def _read_open_clip(folder: Path) -> Tower:
     return Tower(folder, "open_clip ViT", fields, OPEN_CLIP, tensors, antialias=True)
 
 
-def _build_timm(folder: Path, source: str) -> tuple[Any, str]:
-    """Return a timm model without weights, and its architecture's name."""
-    import timm
-    from timm.models.vision_transformer import VisionTransformer
-
+def _timm_fields(
+    folder: Path, name: str, arguments: Mapping[str, Any], statistics: tuple[Any, Any]
+) -> dict[str, Any]:
+    """Read the shape off timm's model: its configs name an architecture, and the rest is code."""
     try:
         with torch.device("meta"):
-            model = timm.create_model(source, pretrained=False)
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        raise UserError(f"timm {timm.__version__} cannot build {source}: {error}") from error
-    name = model.pretrained_cfg["architecture"]
-    if type(model) is not VisionTransformer:
-        raise _unsupported(folder, f"timm's {name}, a {type(model).__name__}")
-    return model, name
-
-
-def _timm_fields(folder: Path, model: Any, statistics: tuple[Any, Any]) -> dict[str, Any]:
-    """Read the shape off timm's model; what our local layers cannot express is refused."""
-    from timm.layers.activations import GELU, GELUTanh, QuickGELU
-    from timm.models.vision_transformer import Attention, Block, Mlp
-
-    block = model.blocks[0]
-    for part, needed in ((block, Block), (block.attn, Attention), (block.mlp, Mlp)):
-        if type(part) is not needed:
-            raise _unsupported(folder, f"a {type(part).__name__} in its layers")
-    if not isinstance(block.norm1, nn.LayerNorm):
-        raise _unsupported(folder, f"a {type(block.norm1).__name__} in its layers")
-    if model.num_reg_tokens:
-        raise _unsupported(folder, f"{model.num_reg_tokens} register tokens")
-    if model.pos_embed is None:
-        raise _unsupported(folder, "no position embeddings")
-    activations = {nn.GELU: "gelu", GELU: "gelu", GELUTanh: "gelu_tanh", QuickGELU: "quick_gelu"}
-    if type(block.mlp.act) not in activations:
-        raise _unsupported(folder, f"activation {type(block.mlp.act).__name__}")
-    return {
+            model = build_trunk(name, arguments)
+    except ValueError as error:
+        raise UserError(f"{folder}: {error}") from error
+    fields = {
+        **trunk_shape(model),
         **_grid(folder, model.patch_embed.img_size, model.patch_embed.patch_size),
-        "hidden_size": model.embed_dim,
+        "image_mean": tuple(statistics[0]),
+        "image_std": tuple(statistics[1]),
+    }
+    local = _as_local_layers(model)
+    if local is not None:
+        return {**fields, **local}
+    size = {"img_size", "num_classes", "global_pool", "in_chans"}
+    kept = {key: value for key, value in arguments.items() if key not in size}
+    return {
+        **fields,
+        "intermediate_size": GLOBAL_MLP_RATIO * model.embed_dim,
+        "num_heads": model.blocks[0].attn.num_heads,
+        "tower": {"name": name, "arguments": kept},
+    }
+
+
+def _as_local_layers(model: Any) -> dict[str, Any] | None:
+    """Return the fields with which our local layers compute what timm's model does, if they can."""
+    from timm.layers.activations import GELU, GELUTanh, QuickGELU
+    from timm.layers.attention import Attention
+    from timm.layers.mlp import Mlp
+    from timm.models.vision_transformer import Block, VisionTransformer
+
+    activations = {nn.GELU: "gelu", GELU: "gelu", GELUTanh: "gelu_tanh", QuickGELU: "quick_gelu"}
+    block = model.blocks[0]
+    if type(model) is not VisionTransformer or type(block) is not Block:
+        return None
+    if type(block.attn) is not Attention or type(block.mlp) is not Mlp:
+        return None
+    plain = (
+        isinstance(block.norm1, nn.LayerNorm)
+        and isinstance(block.attn.q_norm, nn.Identity)
+        and isinstance(block.attn.norm, nn.Identity)
+        and isinstance(block.mlp.norm, nn.Identity)
+        and type(block.mlp.act) in activations
+        and (block.attn.qkv.bias is None) == (block.attn.proj.bias is None)
+        and model.num_reg_tokens == 0
+        and model.pos_embed is not None
+        and any(isinstance(norm, nn.LayerNorm) for norm in (model.norm, model.fc_norm))
+    )
+    if not plain:
+        return None
+    return {
         "intermediate_size": block.mlp.fc1.out_features,
         "num_heads": block.attn.num_heads,
-        "num_local_layers": len(model.blocks),
         "norm_eps": block.norm1.eps,
         "outer_norm_eps": block.norm1.eps,
-        "num_prefix_tokens": model.num_prefix_tokens,
         "pre_norm": isinstance(model.norm_pre, nn.LayerNorm),
         "patch_bias": model.patch_embed.proj.bias is not None,
         "attention_bias": block.attn.proj.bias is not None,
         "activation": activations[type(block.mlp.act)],
-        "image_mean": tuple(statistics[0]),
-        "image_std": tuple(statistics[1]),
     }
 
 

@@ -1,8 +1,10 @@
 """Another library's vision tower as the local layers of our encoder.
 
-Each tile is seen exactly as the library sees a picture of that size. What the tower does not have
-starts without effect: tile positions and global layers behind closed gates, and the table of patch
-positions on the canvas equal to that of the tile.
+Each tile is seen exactly as the library sees a picture of that size. CLIP, SigLIP and plain ViT are
+converted: their weights become those of our local layers. Other transformers of timm stay timm's
+modules (`VisionConfig.tower`). What a tower does not have starts without effect: tile positions and
+global layers behind closed gates, and the table of patch positions on the canvas equal to that of
+the tile.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,6 +19,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from encoders.config import VisionConfig
+from encoders.towers import TimmTower
 from encoders.vit import VisionEncoder
 from vlm.errors import UserError
 from vlm.weights.folder import check_same_config, listed
@@ -26,6 +29,13 @@ from vlm.weights.tower_names import Source
 # What a tower's folder cannot say about an encoder of tiles.
 TILING: Mapping[str, Any] = MappingProxyType(
     {"max_num_tiles": 4, "num_global_layers": 0, "intermediate_layers": ()}
+)
+# What a tower decides about an encoder that keeps it as it is; the rest is of the global layers.
+AS_IT_IS = frozenset(
+    {
+        *("patch_size_px", "hidden_size", "num_local_layers", "num_prefix_tokens"),
+        *("image_mean", "image_std"),
+    }
 )
 # Parts of a vision tower that pool or classify its tokens, and tensors without effect on them.
 HEADS = (
@@ -58,9 +68,23 @@ def load_tower(encoder: VisionEncoder, folder: Path) -> tuple[str, ...]:
             missing, unknown or of another shape.
     """
     tower = read_tower(folder)
-    fields = {k: v for k, v in tower.fields.items() if k != "tile_size_px"}
-    theirs = encoder.config.model_copy(update=fields)
-    check_same_config(encoder.config, theirs, "model.vision", folder)
+    decided = set(tower.fields) - {"tile_size_px"}
+    if encoder.config.tower is not None:
+        decided &= AS_IT_IS
+    ours = encoder.config
+    theirs = {**ours.model_dump(), **{key: tower.fields[key] for key in decided}}
+    check_same_config(ours, VisionConfig.model_validate(theirs), "model.vision", folder)
+    load = _load_as_it_is if encoder.config.tower is not None else _load_converted
+    with torch.no_grad():
+        taken, left_out = load(encoder, tower)
+        for layer in encoder.global_layers:
+            nn.init.zeros_(layer.get_parameter("gate_attn"))
+            nn.init.zeros_(layer.get_parameter("gate_ffn"))
+    return _report(tower, encoder.config, taken, left_out)
+
+
+def _load_converted(encoder: VisionEncoder, tower: Tower) -> tuple[int, list[str]]:
+    """Fill our local layers; return how many tensors were taken, and those left out."""
     positions = tower.layout.prefix + tower.layout.positions
     sources = {
         name: tower.layout.source(name)
@@ -70,15 +94,47 @@ def load_tower(encoder: VisionEncoder, folder: Path) -> tuple[str, ...]:
     left_out = _check_tensors(encoder, tower, sources, positions)
     names = {name for source in sources.values() for name in (source.name, source.scale) if name}
     tensors = _read_tensors(tower, [*names, positions])
-    with torch.no_grad():
-        for name, source in sources.items():
-            target = encoder.get_parameter(name)
-            target.copy_(_converted(tensors, source).reshape(target.shape))
-        interpolated = _load_positions(encoder, tower, tensors[positions])
-        for layer in encoder.global_layers:
-            nn.init.zeros_(layer.get_parameter("gate_attn"))
-            nn.init.zeros_(layer.get_parameter("gate_ffn"))
-    return _report(tower, encoder.config, len(tensors), interpolated, left_out)
+    for name, source in sources.items():
+        target = encoder.get_parameter(name)
+        target.copy_(_converted(tensors, source).reshape(target.shape))
+    _load_positions(encoder, tower, tensors[positions])
+    return len(tensors), left_out
+
+
+def _load_as_it_is(encoder: VisionEncoder, tower: Tower) -> tuple[int, list[str]]:
+    """Fill timm's own module, resized by timm; returned as above."""
+    prefix, config = tower.layout.prefix, encoder.config
+    native = {"tile_size_px": tower.fields["tile_size_px"]}
+    trunk = TimmTower(config.model_copy(update=native)).trunk
+    expected = trunk.state_dict()
+    wanted, left_out, problems = [], [], []
+    for name, (_, shape) in tower.tensors.items():
+        inside = name.removeprefix(prefix)
+        if not name.startswith(prefix) or (inside not in expected and _is_head(inside)):
+            left_out.append(name)
+        elif inside not in expected:
+            problems.append(f"{name} {list(shape)} has no place in timm's model")
+        elif shape != tuple(expected[inside].shape):
+            problems.append(f"{name} is {list(shape)}, needed: {list(expected[inside].shape)}")
+        else:
+            wanted.append(name)
+    # Tables that timm makes with the model are not in its files.
+    learned = [name for name, _ in trunk.named_parameters()]
+    problems += [
+        f"{prefix}{name} is missing (needed: {list(expected[name].shape)})"
+        for name in learned
+        if prefix + name not in tower.tensors
+    ]
+    if problems:
+        raise UserError(f"{tower.folder} ({tower.kind}) does not fit: {listed(problems)}")
+    for name, tensor in _read_tensors(tower, wanted).items():
+        expected[name.removeprefix(prefix)].copy_(tensor)
+    if config.tile_size_px != tower.fields["tile_size_px"]:
+        trunk.set_input_size(img_size=(config.tile_size_px, config.tile_size_px))
+    target = encoder.tower.trunk.state_dict()
+    for name, tensor in trunk.state_dict().items():
+        target[name].copy_(tensor)
+    return len(wanted), left_out
 
 
 def _check_tensors(
@@ -103,16 +159,19 @@ def _check_tensors(
     left_out = []
     for name in tower.tensors:
         inside = name.removeprefix(tower.layout.prefix)
-        head = any(inside == part or inside.startswith(f"{part}.") for part in HEADS)
         if name in known:
             continue
-        if name.startswith(tower.layout.prefix) and not head:
+        if name.startswith(tower.layout.prefix) and not _is_head(inside):
             problems.append(f"{name} {list(tower.tensors[name][1])} has no place in the encoder")
         left_out.append(name)
     if problems:
         unique = list(dict.fromkeys(problems))
         raise UserError(f"{tower.folder} ({tower.kind}) does not fit: {listed(unique)}")
     return left_out
+
+
+def _is_head(inside: str) -> bool:
+    return any(inside == part or inside.startswith(f"{part}.") for part in HEADS)
 
 
 def _converted(tensors: dict[str, Tensor], source: Source) -> Tensor:
@@ -126,11 +185,10 @@ def _converted(tensors: dict[str, Tensor], source: Source) -> Tensor:
     return tensor
 
 
-def _load_positions(encoder: VisionEncoder, tower: Tower, table: Tensor) -> str | None:
-    """Set both tables of patch positions; return between which grids they were interpolated."""
+def _load_positions(encoder: VisionEncoder, tower: Tower, table: Tensor) -> None:
+    """Set both tables of patch positions, resized to the tile."""
     config = encoder.config
-    old = tower.fields["tile_size_px"] // config.patch_size_px
-    new = config.tile_size_px // config.patch_size_px
+    old, new = _grids(tower, config)
     table = table.reshape(-1, config.hidden_size)
     first = len(table) - old**2
     if first not in (0, config.num_prefix_tokens):
@@ -148,7 +206,12 @@ def _load_positions(encoder: VisionEncoder, tower: Tower, table: Tensor) -> str 
     canvas.copy_(
         embedding.embedding.flatten().repeat(canvas.shape[1] // embedding.embedding.numel())
     )
-    return f"{old}x{old} to {new}x{new}" if new != old else None
+
+
+def _grids(tower: Tower, config: VisionConfig) -> tuple[int, int]:
+    """Return how many patches a side of the tower's picture has, and one of our tile."""
+    patch = config.patch_size_px
+    return tower.fields["tile_size_px"] // patch, config.tile_size_px // patch
 
 
 def _interpolated(patches: Tensor, old: int, new: int, antialias: bool) -> Tensor:
@@ -166,29 +229,35 @@ def _read_tensors(tower: Tower, names: Iterable[str]) -> dict[str, Tensor]:
     for name in names:
         if name in tower.tensors:
             by_file.setdefault(tower.tensors[name][0], []).append(name)
-    found = {}
+    found: dict[str, Tensor] = {}
     for path, wanted in by_file.items():
         with safe_open(path, framework="pt") as file:
             found |= {name: file.get_tensor(name).float() for name in wanted}
     return found
 
 
-def _report(
-    tower: Tower, config: VisionConfig, taken: int, interpolated: str | None, left_out: list[str]
-) -> tuple[str, ...]:
-    how = "bicubic, antialiased" if tower.antialias else "bicubic, not antialiased"
+def _report(tower: Tower, config: VisionConfig, taken: int, left_out: list[str]) -> tuple[str, ...]:
+    """Say in lines what came from where, what was interpolated, what is new, what was left out."""
+    old, new = _grids(tower, config)
+    how = "as they are"
+    if config.tower is not None and new != old:
+        how = f"{old}x{old} to {new}x{new} patches, by timm"
+    elif new != old:
+        antialias = "antialiased" if tower.antialias else "not antialiased"
+        how = f"{old}x{old} to {new}x{new} patches, bicubic, {antialias}"
     groups: dict[str, int] = {}
     prefix = tower.layout.prefix
     for name in left_out:
         start = prefix if name.startswith(prefix) else ""
         group = start + name.removeprefix(start).split(".")[0]
         groups[group] = groups.get(group, 0) + 1
+    kept = "converted to our layers" if config.tower is None else "timm's modules, as they are"
     return (
         f"encoder from {tower.folder}: {tower.kind}, {config.num_local_layers} layers of width "
         f"{config.hidden_size}, tiles of {config.tile_size_px} px in patches of "
         f"{config.patch_size_px}",
-        f"  taken: {taken} tensors",
-        f"  positions: {f'{interpolated} patches, {how}' if interpolated else 'as they are'}",
+        f"  taken: {taken} tensors, {kept}",
+        f"  positions: {how}",
         f"  new: tile positions and {config.num_global_layers} global layers, gates closed",
         "  left out: " + (", ".join(f"{name} ({n})" for name, n in groups.items()) or "nothing"),
     )
