@@ -83,7 +83,7 @@ def build_trunk(name: str, arguments: Mapping[str, Any]) -> Any:
     if not all(hasattr(trunk, part) for part in NEEDED):
         raise ValueError(
             f"timm's {name}, a {type(trunk).__name__}, is no transformer over one sequence of "
-            "tokens; choose a ViT, DINO, EVA or BEiT"
+            "tokens; choose a ViT, DINO or EVA"
         )
     trunk.reset_classifier(0, "")
     # Some tables are made with the model and not saved by timm; here a model is its saved tensors.

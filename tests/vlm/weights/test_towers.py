@@ -188,7 +188,7 @@ TOWERS: dict[str, Callable[[Path], Library]] = {
     "open-clip-quickgelu": lambda folder: open_clip_tower(folder, quick_gelu=True),
     "timm-eva-rope": lambda folder: timm_tower(folder, "eva02_tiny_patch14_224"),
     "timm-dinov2-registers": lambda folder: timm_tower(folder, "vit_small_patch14_reg4_dinov2"),
-    "timm-beit": lambda folder: timm_tower(folder, "beitv2_base_patch16_224"),
+    "timm-dinov3": lambda folder: timm_tower(folder, "vit_small_patch16_dinov3"),
     "open-clip-layer-scale": lambda folder: open_clip_tower(
         folder, ls_init_value=0.5, no_ln_pre=True, norm_kwargs={"eps": 1e-3}
     ),
@@ -254,7 +254,6 @@ def test_a_towers_features_equal_its_librarys(tower: tuple[Library, Path]) -> No
     assert theirs[0].std(dim=1).min() > 0.1
 
 
-@pytest.mark.filterwarnings("ignore:torch.searchsorted")  # said by timm when it resizes BEiT
 @pytest.mark.parametrize("size_px", [24, 56])
 def test_positions_are_interpolated_as_the_library_does_it(
     tower: tuple[Library, Path], size_px: int
