@@ -1,7 +1,6 @@
 """Vision towers of other libraries: what our encoder gives is what the library gives."""
 
 import json
-import shutil
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -268,3 +267,275 @@ def test_positions_are_interpolated_as_the_library_does_it(
     pixels = pixels_of(size_px)
     theirs = library.interpolated(normalised(encoder.config, pixels))
     torch.testing.assert_close(encode(encoder, pixels)[0], theirs, **TOLERANCE)
+
+
+def test_the_report_accounts_for_every_tensor(tmp_path: Path) -> None:
+    folder = tmp_path / "clip"
+    TOWERS["transformers-clip"](folder)
+    tensors = load_file(folder / "model.safetensors")
+    # Files of older versions hold this table too.
+    tensors["vision_model.embeddings.position_ids"] = torch.arange(17).unsqueeze(0)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    text = sum(name.startswith("text_model.") for name in tensors)
+    report = load_tower(make_encoder(folder, tile_size_px=48), folder)
+    assert report == (
+        f"encoder from {folder}: transformers CLIP, 3 layers of width 16, tiles of 48 px in "
+        "patches of 8",
+        # 16 tensors a layer; class, patch and position embeddings; two norms.
+        "  taken: 55 tensors, converted to our layers",
+        "  positions: 4x4 to 6x6 patches, bicubic, not antialiased",
+        "  new: tile positions and 1 global layers, gates closed",
+        f"  left out: logit_scale (1), text_model ({text}), text_projection (1), "
+        "vision_model.embeddings (1), visual_projection (1)",
+    )
+    assert 55 + text + 4 == len(tensors)
+
+
+def test_a_head_is_left_out_and_a_tower_as_it_is_says_so(tmp_path: Path) -> None:
+    TOWERS["timm-dinov2-registers"](tmp_path / "tower")
+    report = "\n".join(load_tower(make_encoder(tmp_path / "tower"), tmp_path / "tower"))
+    assert "timm vit_small_patch14_reg4_dinov2, 3 layers" in report
+    assert "tensors, timm's modules, as they are\n" in report
+    assert "positions: as they are\n" in report and report.endswith("left out: nothing")
+    TOWERS["transformers-vit-classifier"](tmp_path / "classifier")
+    report = "\n".join(load_tower(make_encoder(tmp_path / "classifier"), tmp_path / "classifier"))
+    assert report.endswith("left out: classifier (2)")
+
+
+def test_sharded_and_half_precision_files_load(tmp_path: Path) -> None:
+    model = randomised(SiglipModel(SiglipConfig(vision_config=VISION, text_config=TEXT)))
+    model.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+    states = {}
+    for name in ("whole", "shards", "half"):
+        encoder = make_encoder(tmp_path / name)
+        load_tower(encoder, tmp_path / name)
+        states[name] = encoder.state_dict()
+    for name, tensor in states["whole"].items():
+        assert torch.equal(tensor, states["shards"][name])
+        assert torch.equal(tensor.bfloat16(), states["half"][name].bfloat16()), name
+
+
+def test_every_way_to_name_the_statistics_of_pictures_is_read(tmp_path: Path) -> None:
+    given = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    TOWERS["transformers-clip"](tmp_path / "clip")
+    assert tower_config(tmp_path / "clip").image_mean == CLIP_MEAN
+    for name, content in (
+        ("processor_config.json", {"image_processor": given}),
+        ("preprocessor_config.json", given),
+    ):
+        (tmp_path / "clip" / name).write_text(json.dumps(content))
+        config = tower_config(tmp_path / "clip")
+        assert (config.image_mean, config.image_std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+        (tmp_path / "clip" / name).unlink()
+    TOWERS["transformers-siglip"](tmp_path / "siglip")
+    assert tower_config(tmp_path / "siglip").image_std == (0.5, 0.5, 0.5)
+    TOWERS["open-clip-quickgelu"](tmp_path / "open_clip")
+    assert tower_config(tmp_path / "open_clip").image_mean == (0.4, 0.4, 0.4)
+    TOWERS["timm-clip-quickgelu"](tmp_path / "timm")
+    assert tower_config(tmp_path / "timm").image_mean == pytest.approx(CLIP_MEAN)
+
+
+def test_a_towers_picture_may_have_a_rest_beyond_its_patches(tmp_path: Path) -> None:
+    vision = {**VISION, "image_size": 37}
+    library = transformers_tower(SiglipVisionModel(SiglipVisionConfig(**vision)), tmp_path)
+    encoder = make_encoder(tmp_path)
+    assert encoder.config.tile_size_px == 32
+    report = load_tower(encoder, tmp_path)
+    assert "  positions: as they are" in report
+    pixels = pixels_of(37)
+    theirs = library.final(normalised(encoder.config, pixels))
+    torch.testing.assert_close(encode(encoder, pixels[..., :32, :32])[0], theirs, **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["transformers-siglip", "timm-vit", "timm-eva-rope"])
+def test_a_pictures_features_do_not_depend_on_its_batch_mates(name: str, tmp_path: Path) -> None:
+    TOWERS[name](tmp_path / "tower")
+    encoder = make_encoder(tmp_path / "tower", tile_size_px=24)
+    load_tower(encoder, tmp_path / "tower")
+    for parameter_name, parameter in encoder.named_parameters():
+        if "gate" in parameter_name.rpartition(".")[2]:
+            nn.init.ones_(parameter)
+    tiles, counts, ids = pixels_of(24, tiles=7), torch.tensor([1, 2, 4]), torch.tensor([1, 2, 6])
+    together = encoder(tiles, counts, ids)
+    assert together.shape == (7, encoder.config.num_tokens, encoder.config.output_size)
+    start = 0
+    for index, count in enumerate(counts.tolist()):
+        one = slice(index, index + 1)
+        alone = encoder(tiles[start : start + count], counts[one], ids[one])
+        torch.testing.assert_close(together[start : start + count], alone, **TOLERANCE)
+        start += count
+    # The gates are open: without its second tile, the first one differs.
+    cut = encoder(tiles[1:2], counts[:1], ids[:1])
+    assert not torch.allclose(together[1, :, :16], cut[0, :, :16], atol=1e-3)
+
+
+def test_new_parts_are_without_effect_and_can_learn(tmp_path: Path) -> None:
+    TOWERS["transformers-clip"](tmp_path)
+    encoder = make_encoder(tmp_path)
+    load_tower(encoder, tmp_path)
+    tiles = pixels_of(NATIVE_PX, tiles=4)
+    as_canvas = encoder(tiles, torch.tensor([4]), torch.tensor([6]))
+    as_pictures = encoder(tiles, torch.ones(4, dtype=torch.int64), torch.ones(4, dtype=torch.int64))
+    torch.testing.assert_close(as_canvas, as_pictures, **TOLERANCE)
+    encoder.requires_grad_(True)
+    encoder(tiles, torch.tensor([4]), torch.tensor([6])).pow(2).sum().backward()
+    idle = {
+        name.partition(".")[0]
+        for name, parameter in encoder.named_parameters()
+        if parameter.grad is None or not parameter.grad.any()
+    }
+    # Behind a closed gate only the gate learns, and what is behind it once the gate has moved.
+    assert idle == {"pre_tile_embedding", "post_tile_embedding", "global_layers"}
+    for name, parameter in encoder.named_parameters():
+        if "gate" in name.rpartition(".")[2] and not name.startswith("patch_position"):
+            assert parameter.grad is not None and parameter.grad.any(), name
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("missing", r"encoder\.layer\.0\.output\.dense\.bias is missing \(needed: \[16\]\)"),
+        ("extra", r"encoder\.layer\.3\.output\.dense\.bias \[16\] has no place in the encoder"),
+        ("shape", r"encoder\.layer\.0\.output\.dense\.bias is \[15\], needed: \[16\]"),
+        (
+            "positions",
+            r"embeddings\.position_embeddings is \[1, 17, 8\], needed: \[positions, 16\]",
+        ),
+        ("grid", r"15 position embeddings do not fit 4x4 patches"),
+        ("truncated", r"model\.safetensors cannot be read as safetensors"),
+    ],
+)
+def test_a_tower_with_tampered_tensors_is_refused_by_tensor(
+    damage: str, message: str, tmp_path: Path
+) -> None:
+    TOWERS["transformers-vit"](tmp_path)
+    encoder = make_encoder(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    bias, positions = "encoder.layer.0.output.dense.bias", "embeddings.position_embeddings"
+    if damage == "missing":
+        del tensors[bias]
+    elif damage == "extra":
+        tensors["encoder.layer.3.output.dense.bias"] = tensors[bias].clone()
+    elif damage == "shape":
+        tensors[bias] = tensors[bias][1:].clone()
+    elif damage == "positions":
+        tensors[positions] = tensors[positions][..., :8].contiguous()
+    elif damage == "grid":
+        tensors[positions] = tensors[positions][:, :15].contiguous()
+    save_file(tensors, path, metadata={"format": "pt"})
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=message):
+        load_tower(encoder, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("missing", r"blocks\.0\.norm1\.bias is missing \(needed: \[16\]\)"),
+        ("extra", r"blocks\.9\.norm1\.bias \[16\] has no place in timm's model"),
+        ("shape", r"blocks\.0\.norm1\.bias is \[15\], needed: \[16\]"),
+    ],
+)
+def test_a_tower_as_it_is_with_tampered_tensors_is_refused_by_tensor(
+    damage: str, message: str, tmp_path: Path
+) -> None:
+    TOWERS["timm-dinov3"](tmp_path)
+    encoder = make_encoder(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    bias = tensors.pop("blocks.0.norm1.bias")
+    if damage != "missing":
+        name = "blocks.9.norm1.bias" if damage == "extra" else "blocks.0.norm1.bias"
+        tensors[name] = bias.clone() if damage == "extra" else bias[1:].clone()
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=message):
+        load_tower(encoder, tmp_path)
+
+
+def test_a_config_of_another_shape_is_refused_by_field(tmp_path: Path) -> None:
+    TOWERS["transformers-clip"](tmp_path)
+    encoder = make_encoder(tmp_path, activation="gelu", image_mean=(0.5, 0.5, 0.5))
+    with pytest.raises(UserError) as caught:
+        load_tower(encoder, tmp_path)
+    message = str(caught.value)
+    assert "model.vision.activation is 'gelu' here and 'quick_gelu' there" in message
+    assert "model.vision.image_mean is (0.5, 0.5, 0.5) here and (0.48" in message
+    assert "tile_size_px" not in message and "num_global_layers" not in message
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "dinov2"}, "vision tower with model_type 'dinov2' cannot become"),
+        ({"architecture": "convnext_atto"}, "convnext_atto, a ConvNeXt, is no transformer over"),
+        ({"architecture": "vit_unheard_of"}, "cannot build vit_unheard_of: Unknown model"),
+        ({"hidden_size": 3}, "has neither model_type nor architecture"),
+        ({"model_type": "clip", "vision_config": {"hidden_act": "relu"}}, "hidden_act 'relu'"),
+        ({"model_type": "vit", "image_size": [32, 64]}, "a picture of 64x32 pixels"),
+    ],
+)
+def test_an_unknown_architecture_is_refused(
+    config: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    statistics = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": statistics, **config}))
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    assert is_tower_folder(tmp_path)
+    with pytest.raises(UserError, match=message):
+        tower_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"attentional_pool": True}, "vision_cfg.attentional_pool True"),
+        ({"qk_norm": True}, "vision_cfg.qk_norm True"),
+        ({"layers": [1, 1, 1, 1]}, "a ResNet"),
+        ({"unheard_of": 1}, "has no usable vision_cfg"),
+    ],
+)
+def test_what_open_clip_alone_can_do_is_refused(
+    option: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    TOWERS["open-clip-quickgelu"](tmp_path / "tower")
+    path = tmp_path / "tower" / "open_clip_config.json"
+    content = json.loads(path.read_text())
+    content["model_cfg"]["vision_cfg"] |= option
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        tower_config(tmp_path / "tower")
+
+
+def test_pickled_weights_are_never_read(tmp_path: Path) -> None:
+    TOWERS["transformers-clip"](tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="has no weights in safetensors"):
+        tower_config(tmp_path)
+
+
+def test_open_clip_with_a_tower_of_timm_is_read_from_its_trunk(tmp_path: Path) -> None:
+    name = "vit_small_patch16_224"
+    settings: dict[str, Any] = {
+        "embed_dim": 16,
+        "vision_cfg": {"timm_model_name": name, "timm_pool": "", "image_size": 224},
+        "text_cfg": OPEN_CLIP_TEXT,
+    }
+    model = randomised(open_clip.CustomTextCLIP(**settings))
+    save_file(model.state_dict(), tmp_path / "open_clip_model.safetensors")
+    content = {"model_cfg": settings, "preprocess_cfg": {"mean": [0.4] * 3, "std": [0.3] * 3}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(content))
+    config = tower_config(tmp_path)
+    assert config.tower is None and config.image_std == (0.3, 0.3, 0.3)
+    encoder = VisionEncoder(config).requires_grad_(False)
+    report = load_tower(encoder, tmp_path)
+    assert f"open_clip with timm {name}" in report[0]
+    assert report[-1] == "  left out: logit_scale (1), text (17), visual (1)"
+    pixels = pixels_of(224, tiles=1)
+    one = torch.ones(1, dtype=torch.int64)
+    theirs = model.visual.trunk.forward_features(normalised(config, pixels))
+    # Twelve layers of width 384 instead of three of 16.
+    torch.testing.assert_close(encoder(pixels, one, one), theirs, rtol=0, atol=2e-4)
