@@ -15,7 +15,7 @@ from encoders.config import VisionConfig
 # What a transformer over one sequence of tokens has in timm.
 NEEDED = (
     *("embed_dim", "num_prefix_tokens", "patch_embed", "blocks", "fc_norm"),
-    *("forward_features", "forward_intermediates"),
+    *("forward_features", "forward_intermediates", "set_input_size"),
 )
 
 

@@ -18,7 +18,8 @@ from eval.report import DataFacts, ModelFacts, Report, Run, build_report
 from vlm.api import Model
 from vlm.errors import UserError
 from vlm.provenance import commit, library_versions
-from vlm.weights.folder import read_provenance, weight_files
+from vlm.weights.folder import read_provenance
+from vlm.weights.tensors import weight_files
 
 # Batches whose pictures are decoded together: more sort better by length, fewer take less memory.
 CHUNK_BATCHES = 4

@@ -1,15 +1,26 @@
-"""A tiny real model and its processor, shared by the tests of every room."""
+"""A tiny real model and its processor, and transformers' Mllama, for the tests of every room."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
+from encoders.tiling import supported_canvases
 from vlm.chat.processor import Processor
 from vlm.config import VLMConfig
+from vlm.inputs import ModelInputs
 from vlm.model import VisionLanguageModel
+from vlm.weights.mllama import config_from_mllama
+from vlm.weights.mllama_names import our_name
+
+if TYPE_CHECKING:
+    from transformers import MllamaForConditionalGeneration
 
 VOCAB_SIZE = 300
 SENTENCES = (
@@ -86,3 +97,139 @@ def open_model(tiny_model: VisionLanguageModel) -> VisionLanguageModel:
         elif name.endswith("cross_attn.o_proj.weight"):
             parameter.data.mul_(20)
     return tiny_model.requires_grad_(False).eval()
+
+
+@pytest.fixture(scope="session")
+def make_mllama() -> Callable[..., MllamaForConditionalGeneration]:
+    """`make_mllama(seed=0, vision={}, text={})`: a small Mllama, its sections changed as given.
+
+    Every weight is drawn, gates too, so that whatever is computed shows in the logits.
+    """
+
+    def make(
+        seed: int = 0, vision: Mapping[str, Any] = {}, text: Mapping[str, Any] = {}
+    ) -> MllamaForConditionalGeneration:
+        from transformers import MllamaConfig, MllamaForConditionalGeneration
+
+        sizes = {**MLLAMA_VISION, **vision}
+        num_states = 1 + len(sizes["intermediate_layers_indices"])
+        canvases = [list(canvas) for canvas in supported_canvases(sizes["max_num_tiles"])]
+        derived = {
+            "vision_output_dim": sizes["hidden_size"] * num_states,
+            "supported_aspect_ratios": canvases,
+        }
+        words = {**MLLAMA_TEXT, **text}
+        cross = {"cross_attention_layers": list(range(3, words["num_hidden_layers"], 5))}
+        config = MllamaConfig(
+            vision_config={**sizes, **derived},
+            text_config={**words, **cross},
+            image_token_index=words["vocab_size"],
+        )
+        model = MllamaForConditionalGeneration(config).requires_grad_(False).eval()
+        draw_weights(model, seed)
+        model.generation_config.eos_token_id = None
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def ours_of() -> Callable[[MllamaForConditionalGeneration], VisionLanguageModel]:
+    """Our model with the configuration and the weights of a Mllama."""
+
+    def copy(theirs: MllamaForConditionalGeneration) -> VisionLanguageModel:
+        config = config_from_mllama(theirs.config.to_dict())
+        model = VisionLanguageModel(config, theirs.config.image_token_index)
+        state = {our_name(name): tensor for name, tensor in theirs.state_dict().items()}
+        model.load_state_dict(state)
+        return model.requires_grad_(False).eval()
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def mllama_inputs() -> Callable[[VisionLanguageModel, ModelInputs], dict[str, Tensor]]:
+    """Our batch as transformers' processor would give it, with pixels normalised as ours are."""
+    return to_mllama_inputs
+
+
+MLLAMA_VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "attention_heads": 2,
+    "num_hidden_layers": 3,
+    "num_global_layers": 2,
+    "image_size": 28,
+    "patch_size": 14,
+    "max_num_tiles": 4,
+    "intermediate_layers_indices": [0, 2],
+}
+MLLAMA_TEXT = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 9,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def draw_weights(model: nn.Module, seed: int) -> None:
+    """Matrices keep variance, embeddings have it, norms are near 1, gates and biases are open."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        drawn = torch.randn(parameter.shape, generator=generator)
+        if "norm" in name and name.endswith("weight"):
+            drawn = 1 + 0.2 * drawn
+        elif parameter.dim() == 1:
+            drawn = 0.5 * drawn + (0.5 if "gate" in name else 0.0)
+        elif "embed" not in name:
+            drawn = drawn * parameter[0].numel() ** -0.5
+        parameter.data.copy_(drawn)
+
+
+def to_mllama_inputs(model: VisionLanguageModel, inputs: ModelInputs) -> dict[str, Tensor]:
+    """The batch for `MllamaForConditionalGeneration`, its masks made by transformers' functions."""
+    from transformers.models.mllama.processing_mllama import (
+        convert_sparse_cross_attention_mask_to_dense,
+        get_cross_attention_token_mask,
+    )
+
+    width = inputs.input_ids.shape[1]
+    lengths = inputs.lengths.tolist()
+    batch = {
+        "input_ids": inputs.input_ids,
+        "attention_mask": (torch.arange(width) < inputs.lengths.unsqueeze(1)).long(),
+    }
+    if inputs.images is None:
+        return batch
+    images, limit = inputs.images, model.config.vision.max_num_tiles
+    shown = images.image_index.split(images.num_images.tolist())
+    counts = [images.num_tiles[row].tolist() for row in shown]
+    tiles = model.encoder._normalise(images.pixels).split(images.num_tiles.tolist())
+    shape = len(lengths), int(images.num_images.max()), limit
+    pixels = torch.zeros(*shape, *tiles[0].shape[1:])
+    ids = torch.zeros(shape[:2], dtype=torch.int64)
+    tile_mask = torch.zeros(shape, dtype=torch.int64)
+    tile_mask[:, :, 0] = 1  # transformers gives images that are not there a first tile
+    for row, indices in enumerate(shown):
+        for place, index in enumerate(indices.tolist()):
+            pixels[row, place, : len(tiles[index])] = tiles[index]
+            ids[row, place] = images.aspect_ratio_ids[index]
+            tile_mask[row, place, : len(tiles[index])] = 1
+    spans = [
+        get_cross_attention_token_mask(row[:length].tolist(), model.image_token_id)
+        for row, length in zip(inputs.input_ids, lengths, strict=True)
+    ]
+    mask = convert_sparse_cross_attention_mask_to_dense(spans, counts, limit, width)
+    return {
+        **batch,
+        "pixel_values": pixels,
+        "aspect_ratio_ids": ids,
+        "aspect_ratio_mask": tile_mask,
+        "cross_attention_mask": torch.from_numpy(mask),
+    }

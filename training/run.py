@@ -25,7 +25,6 @@ from training.optim import build_optimizer
 from training.stages import STAGES, Stage, freeze, parts_of
 from training.trainer import FitResult, Trainer
 from vlm.chat.processor import Processor
-from vlm.chat.tokenizer import Tokenizer
 from vlm.config import dump_config
 from vlm.decoder.stack import Decoder
 from vlm.errors import UserError
@@ -121,7 +120,7 @@ def build_setup(config: TrainConfig) -> Setup:
         processor = Processor.train(texts, config.model.vision, _trained_vocabulary(config))
     else:
         processor = Processor.from_folder(tokenizer_folder, config.model.vision)
-    _check_vocabulary(processor.tokenizer, _vocabulary(config))
+    processor.tokenizer.check_fits(_vocabulary(config))
     build = _contrastive_objects if config.stage == "encoder" else _language_objects
     modules, objective = build(config, processor)
     notes = _load_parents(config, modules)
@@ -260,7 +259,7 @@ def _check_parents(config: TrainConfig, stage: Stage) -> None:
 def _vocabulary(config: TrainConfig) -> int:
     if config.contrastive is not None:
         return config.contrastive.text_tower.vocab_size
-    return config.model.decoder.vocab_size + config.model.decoder.num_extra_embeddings
+    return config.model.decoder.num_embeddings
 
 
 def _trained_vocabulary(config: TrainConfig) -> int:
@@ -269,14 +268,6 @@ def _trained_vocabulary(config: TrainConfig) -> int:
     if config.contrastive is not None:
         return rows
     return min(rows, config.model.decoder.vocab_size + 1)
-
-
-def _check_vocabulary(tokenizer: Tokenizer, rows: int) -> None:
-    if tokenizer.vocab_size > rows:
-        raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} ids, the model {rows} embedding rows; "
-            "raise vocab_size in the model's config"
-        )
 
 
 def _texts(folders: Iterable[Path]) -> Iterator[str]:

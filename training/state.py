@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from data.loader import LoaderState
 from vlm.errors import UserError
-from vlm.weights.folder import differences, flush_files, listed, write_json
+from vlm.weights.comparison import differences, listed
+from vlm.weights.folder import flush_files, write_json
 
 TENSORS_FILE = "tensors.safetensors"
 STATE_FILE = "state.json"

@@ -17,13 +17,12 @@ from vlm.errors import UserError
 from vlm.images import read_image
 from vlm.inputs import Example, stack_examples
 from vlm.model import VisionLanguageModel
-from vlm.weights.folder import load_component, read_component, read_folder_config
+from vlm.weights.folder import COMPONENTS, load_component, read_component, read_folder_config
 
 ImageSource = str | Path | bytes | Image.Image
 FinishReason = Literal["stop", "length"]
 
 CAPTION_PROMPT = "Describe the image."
-COMPONENTS = ("encoder", "projector", "decoder")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -179,14 +178,11 @@ class Model:
             yield tokens
 
     def _never_written(self) -> list[int]:
-        """Special tokens that a reply cannot contain, among those the output layer has."""
+        """What a reply cannot contain of the output layer: special tokens, and rows of no token."""
         tokenizer = self.processor.tokenizer
         size = self.network.config.decoder.vocab_size
-        return [
-            token
-            for token in tokenizer.special_ids
-            if token < size and token not in tokenizer.end_ids
-        ]
+        special = set(tokenizer.special_ids) - set(tokenizer.end_ids)
+        return [*(token for token in special if token < size), *range(tokenizer.vocab_size, size)]
 
     def _prompt(self, messages: Sequence[Mapping[str, Any]]) -> Example:
         plain, images = _split_images(messages)
@@ -257,13 +253,14 @@ class _Answer:
 
 
 def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> Model:
-    """Load a model folder.
+    """Load a model folder: one of ours, or one of transformers' Mllama (Llama 3.2 Vision).
 
     Args:
         device: "auto" is the first GPU where there is one, else the CPU.
         dtype: "float32", "bfloat16", "float16"; "auto" is bfloat16 on a GPU, float32 on the CPU.
     Raises:
-        UserError: the folder is missing, damaged, or holds only a part of a model.
+        UserError: the folder is missing, damaged, holds only a part of a model or one of another
+            kind.
     """
     folder = Path(path)
     config = read_folder_config(folder)
@@ -280,6 +277,7 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> Model:
         dtype if dtype != "auto" else ("bfloat16" if target.type == "cuda" else "float32")
     ]
     processor = Processor.from_folder(folder, config.model.vision)
+    processor.tokenizer.check_fits(config.model.decoder.num_embeddings)
     with torch.device("meta"):
         network = VisionLanguageModel(config.model, processor.tokenizer.image_id)
     network.to_empty(device=target).to(weights_dtype)

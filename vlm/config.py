@@ -2,10 +2,10 @@
 
 `load_config` reads a file into a frozen pydantic model. A section may be written out or be a path:
 of another YAML file that holds it (`model: configs/model/tiny.yaml`), or of a folder of weights
-whose shape it is (`decoder: PATH/TO/LLM`). Written out, it may begin with such a path, `from: PATH`,
-and change some keys. Dotted overrides (`model.decoder.hidden_size=64`) are applied after such paths
-have been read in. Whatever is wrong, a key, a type, a file, is reported in one line that names the
-file and the dotted path.
+whose shape it is (`decoder: PATH/TO/LLM`). Written out, it may begin with such a path (`from:
+PATH`) and change some keys. Dotted overrides (`model.decoder.hidden_size=64`) are applied after
+such paths have been read in. Whatever is wrong, a key, a type, a file, is reported in one line that
+names the file and the dotted path.
 """
 
 import json
@@ -146,15 +146,18 @@ def _find_path(name: str, folders: Sequence[Path], needed_by: str = "") -> Path:
                 f"{needed_by}no file {name!r}; did you mean {candidate.parent / near[0]}?"
             )
     places = ", ".join(dict.fromkeys(str(candidate.parent) for candidate in candidates))
-    raise UserError(f"{needed_by}no file {name!r} (looked in {places})")
+    raise UserError(f"{needed_by}no file or folder {name!r} (looked in {places})")
 
 
-def _read_path(path: Path, section: type[BaseModel]) -> dict[str, Any]:
+def _read_path(path: Path, section: type[BaseModel], needed_by: str = "") -> dict[str, Any]:
     if path.is_file():
         return _read_mapping(path)
     from vlm.weights.sections import read_section  # needs this module, and transformers
 
-    return read_section(section, path).model_dump(mode="json")
+    try:
+        return read_section(section, path).model_dump(mode="json")
+    except UserError as error:
+        raise UserError(f"{needed_by}{error}") from error
 
 
 def _read_mapping(file: Path) -> dict[str, Any]:
@@ -215,7 +218,8 @@ def _read_base(name: Any, types: Types, keys: Keys, folder: Path, origins: Origi
         raise UserError(f"{needed_by}{BASE_KEY} must be a path, not {_shown(name)}")
     path = _find_path(name, [Path(), folder], needed_by)
     origins[keys] = str(path)
-    return _include(_read_path(path, _sections(types)[0]), types, keys, path.parent, origins)
+    data = _read_path(path, _sections(types)[0], needed_by)
+    return _include(data, types, keys, path.parent, origins)
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

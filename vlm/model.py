@@ -43,7 +43,8 @@ class VisionLanguageModel(nn.Module):
     def forward(self, inputs: ModelInputs) -> Tensor:
         """Return hidden states (B, S, D); `decoder.logits` maps them to the vocabulary."""
         images = None if inputs.images is None else self.image_context(inputs)
-        hidden: Tensor = self.decoder(inputs.input_ids, row_positions(inputs.input_ids), images)
+        positions = row_positions(inputs.input_ids)
+        hidden: Tensor = self.decoder(inputs.input_ids, positions, images, lengths=inputs.lengths)
         return hidden
 
     def image_context(self, inputs: ModelInputs) -> ImageContext:
@@ -59,6 +60,13 @@ class VisionLanguageModel(nn.Module):
             self.config.image_visibility,
         )
         return ImageContext(tokens, image_token_mask(visible, token_image_index))
+
+
+def tensor_shapes(config: VLMConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a model's tensors, without making them."""
+    with torch.device("meta"):
+        model = VisionLanguageModel(config, image_token_id=0)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def row_positions(input_ids: Tensor) -> Tensor:

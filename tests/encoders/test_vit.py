@@ -51,11 +51,14 @@ def encode(encoder: VisionEncoder, images: list[TiledImage]) -> list[Tensor]:
     return list(features.split(num_tiles))
 
 
-@pytest.mark.parametrize("local_attention", ["tile", "image"])
+@pytest.mark.parametrize(
+    ("local_attention", "padding_tiles"),
+    [("tile", "drop"), ("image", "drop"), ("image", "attend")],
+)
 def test_an_images_features_do_not_depend_on_the_other_images(
-    config: VisionConfig, images: list[TiledImage], local_attention: str
+    config: VisionConfig, images: list[TiledImage], local_attention: str, padding_tiles: str
 ) -> None:
-    encoder = make_encoder(config, local_attention=local_attention)
+    encoder = make_encoder(config, local_attention=local_attention, padding_tiles=padding_tiles)
     together = encode(encoder, images)
     backwards = encode(encoder, images[::-1])[::-1]
     for image, features, other in zip(images, together, backwards, strict=True):
@@ -63,6 +66,15 @@ def test_an_images_features_do_not_depend_on_the_other_images(
         assert alone.shape == (len(image.tiles), config.num_tokens, config.output_size)
         torch.testing.assert_close(features, alone, **TOLERANCE)
         torch.testing.assert_close(other, alone, **TOLERANCE)
+
+
+def test_padding_tiles_change_the_features(config: VisionConfig, images: list[TiledImage]) -> None:
+    dropping = make_encoder(config, local_attention="image")
+    attending = make_encoder(config, local_attention="image", padding_tiles="attend")
+    for image in images:
+        moved = encode(dropping, [image])[0] - encode(attending, [image])[0]
+        # Alignment tokens are there in full images too, fewer and weaker.
+        assert moved.abs().amax() > (0.1 if len(image.tiles) < 4 else 1e-3)
 
 
 @pytest.mark.parametrize("local_attention", ["tile", "image"])
@@ -95,19 +107,23 @@ def test_without_global_layers_a_tile_is_encoded_alone(
 def test_the_output_is_the_final_state_and_the_entering_states_interleaved(
     config: VisionConfig, images: list[TiledImage]
 ) -> None:
-    encoder = make_encoder(config, intermediate_layers=(2, 0))
+    encoder = make_encoder(config, intermediate_layers=(3, 0))
     states: dict[int, Tensor] = {}
     final: list[Tensor] = []
     for index, layer in enumerate(encoder.local_layers):
         layer.register_forward_pre_hook(
             lambda _, arguments, index=index: states.__setitem__(index, arguments[0])
         )
+    encoder.layernorm_post.register_forward_pre_hook(
+        lambda _, arguments: states.__setitem__(3, arguments[0])
+    )
     encoder.global_layers[-1].register_forward_hook(lambda *call: final.append(call[2]))
     features = torch.cat(encode(encoder, images))
     width = config.hidden_size
     assert torch.equal(features[..., :width], final[0])
     interleaved = features[..., width:].unflatten(-1, (width, 2))
-    assert torch.equal(interleaved[..., 0], states[2])
+    # Index 3 is the state after the last of three local layers.
+    assert torch.equal(interleaved[..., 0], states[3])
     assert torch.equal(interleaved[..., 1], states[0])
 
 

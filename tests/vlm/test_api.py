@@ -14,7 +14,8 @@ from vlm.api import DTYPES
 from vlm.chat.processor import Processor
 from vlm.errors import UserError
 from vlm.model import VisionLanguageModel
-from vlm.weights.folder import FORMAT, WEIGHTS_FILE, FolderConfig, save_folder
+from vlm.weights.folder import FORMAT, FolderConfig, save_folder
+from vlm.weights.tensors import WEIGHTS_FILE
 
 Picture = Callable[..., Image.Image]
 QUESTION = "What colour is the large square?"

@@ -281,7 +281,9 @@ def test_missing_file_is_named_with_the_nearest_one(write: Write) -> None:
         "no file 'configs/tny.yaml'; did you mean configs/tiny.yaml?"
     )
     message = complaint(write("run.yaml", "model: nowhere/x.yaml"))
-    assert message.startswith("run.yaml: model: no file 'nowhere/x.yaml' (looked in nowhere, ")
+    assert message.startswith(
+        "run.yaml: model: no file or folder 'nowhere/x.yaml' (looked in nowhere, "
+    )
 
 
 def test_file_that_is_not_text_is_refused(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ PartKind = Literal["text", "image"]
 Structure = tuple[tuple[str, tuple[PartKind, ...]], ...]
 
 TEMPLATE_FILE = "chat_template.jinja"
+OLD_TEMPLATE_FILE = "chat_template.json"  # of transformers' processors before version 4.52
 
 # The form of Llama 3 and 3.2 Vision. It starts with the vocabulary's own first token, if any.
 LLAMA3_TEMPLATE = """\
@@ -128,7 +129,7 @@ class ChatTemplate:
                 conversations=[messages],
                 chat_template=self.source,
                 add_generation_prompt=add_generation_prompt,
-                # Qwen3's writes an empty thought before an answer; unless told so, only in training.
+                # Qwen3's writes an empty thought before an answer; before one to come, if told so.
                 enable_thinking=False,
                 **self._named_tokens,
             )
@@ -157,7 +158,9 @@ def _template_source(folder: Path) -> str | None:
     path = folder / TEMPLATE_FILE
     if path.is_file():
         return read_utf8(path)
-    content = read_json_object(folder / CONFIG_FILE).get("chat_template")
+    content = read_json_object(folder / OLD_TEMPLATE_FILE).get("chat_template")
+    if content is None:
+        content = read_json_object(folder / CONFIG_FILE).get("chat_template")
     if isinstance(content, list):  # several, each {"name", "template"}
         content = next((e["template"] for e in content if e.get("name") == "default"), None)
     return content if isinstance(content, str) else None

@@ -56,6 +56,7 @@ HEADERS = ("user\n\n", "assistant\n\n")
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
+GENERATION_FILE = "generation_config.json"
 # Not passed on when a foreign folder is saved: the template has its own file, code is never run.
 DROPPED_KEYS = ("chat_template", "auto_map")
 
@@ -74,6 +75,8 @@ class Tokenizer:
     bos_id: what starts a text; None where the vocabulary has no such token.
     eot_id: what ends a turn.
     end_ids: everything after which generation stops, `eot_id` among it.
+    generation: the content of `generation_config.json`. Only its `eos_token_id` is followed, the
+        rest is passed on.
     special_ids: every special token.
     added_ids: the tokens added, in the order above.
     vocab_size: one above the highest id.
@@ -81,15 +84,20 @@ class Tokenizer:
     """
 
     def __init__(
-        self, definition: str, config: Mapping[str, Any], needed: Sequence[str] = ()
+        self,
+        definition: str,
+        config: Mapping[str, Any],
+        generation: Mapping[str, Any] | None = None,
+        needed: Sequence[str] = (),
     ) -> None:
-        """Build from the contents of `tokenizer.json` and `tokenizer_config.json`.
+        """Build from the contents of `tokenizer.json`, `tokenizer_config.json` and, where there is
+        one, `generation_config.json`.
 
         Args:
             needed: special tokens that the chat template writes.
         Raises:
-            UserError: the definition is damaged, no token ends a turn, or plain text can become a
-                special token.
+            UserError: the definition is damaged, no token ends a turn, generation ends at an id
+                that there is not, or plain text can become a special token.
         """
         definition, self._config, num_given = _complete(definition, config, needed)
         self._definition = definition
@@ -112,6 +120,8 @@ class Tokenizer:
         self.bos_id = self._special.get(self.named_tokens.get("bos_token", BOS_TOKEN))
         ends = {self._special.get(name) for name in (*STOP_TOKENS, *TURN_END_TOKENS)}
         ends.add(self._special.get(self.named_tokens.get("eos_token", EOT_TOKEN)))
+        self.generation = dict(generation or {})
+        ends |= _generation_ends(self.generation, self.vocab_size)
         self.end_ids = tuple(sorted(index for index in ends if index is not None))
         self._cache: dict[str, tuple[int, ...]] = {}
         self._lead = self._find_lead()
@@ -135,7 +145,9 @@ class Tokenizer:
         try:
             named = read_json_object(folder / SPECIAL_TOKENS_FILE)
             config = {key: named[key] for key in NAMED_TOKENS if key in named}
-            return cls(read_utf8(path), config | read_json_object(folder / CONFIG_FILE), needed)
+            config |= read_json_object(folder / CONFIG_FILE)
+            generation = read_json_object(folder / GENERATION_FILE)
+            return cls(read_utf8(path), config, generation, needed)
         except UserError as error:
             raise UserError(f"{folder}: {error}") from error
 
@@ -224,15 +236,30 @@ class Tokenizer:
             )
         return self._special[name]
 
+    def check_fits(self, num_embeddings: int) -> None:
+        """Check that every id has a row in an embedding of so many.
+
+        Raises:
+            UserError: it has too few.
+        """
+        if self.vocab_size > num_embeddings:
+            raise UserError(
+                f"the tokenizer has {self.vocab_size} ids, the model {num_embeddings} embedding "
+                "rows; raise vocab_size in the model's config"
+            )
+
     def save(self, folder: Path) -> None:
-        """Write `tokenizer.json` and `tokenizer_config.json`, as transformers reads them."""
+        """Write the files that it is built from, as transformers reads them."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / TOKENIZER_FILE).write_text(self._definition, "utf-8")
-        config = json.dumps(self._config, indent=2, ensure_ascii=False)
-        (folder / CONFIG_FILE).write_text(config + "\n", "utf-8")
+        contents = {CONFIG_FILE: self._config, GENERATION_FILE: self.generation}
+        for name, content in contents.items():
+            if content:
+                text = json.dumps(content, indent=2, ensure_ascii=False)
+                (folder / name).write_text(text + "\n", "utf-8")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Tokenizer, (self._definition, self._config)
+        return Tokenizer, (self._definition, self._config, self.generation)
 
     def _ids(self, backend: tokenizers.Tokenizer, text: str) -> tuple[int, ...]:
         if self._lead:
@@ -358,6 +385,19 @@ def _turn_end(special: Mapping[str, int], named: Mapping[str, str]) -> str:
         f"no special token ends a turn: needed is {' or '.join(TURN_END_TOKENS)}, "
         f"or an eos_token in {CONFIG_FILE}"
     )
+
+
+def _generation_ends(generation: Mapping[str, Any], vocab_size: int) -> set[int]:
+    """The ids at which `generation_config.json` ends an answer: one, several or none."""
+    value = generation.get("eos_token_id")
+    ends = value if isinstance(value, list) else [] if value is None else [value]
+    for end in ends:
+        if type(end) is not int or not 0 <= end < vocab_size:
+            raise UserError(
+                f"{GENERATION_FILE}: eos_token_id {end!r} is no id of the tokenizer, "
+                f"which has 0 to {vocab_size - 1}"
+            )
+    return set(ends)
 
 
 def _with_all_special(definition: str) -> str:

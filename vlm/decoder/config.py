@@ -97,6 +97,11 @@ class DecoderConfig(BaseModel):
     qk_norm: bool = False
 
     @property
+    def num_embeddings(self) -> int:
+        """Rows of the input embedding: the vocabulary and what stands behind it."""
+        return self.vocab_size + self.num_extra_embeddings
+
+    @property
     def cross_attention_layers(self) -> tuple[int, ...]:
         """Indices of the cross-attention layers in the full stack."""
         return tuple(range(FIRST_CROSS_ATTENTION_LAYER, self.num_layers, CROSS_ATTENTION_PERIOD))

@@ -96,8 +96,7 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        num_rows = config.vocab_size + config.num_extra_embeddings
-        self.embed_tokens = nn.Embedding(num_rows, config.hidden_size)
+        self.embed_tokens = nn.Embedding(config.num_embeddings, config.hidden_size)
         self.layers = nn.ModuleList(
             CrossAttentionBlock(config)
             if layer in config.cross_attention_layers
@@ -133,6 +132,7 @@ class Decoder(nn.Module):
         positions: Tensor,
         images: ImageContext | None,
         cache: TextCache | None = None,
+        lengths: Tensor | None = None,
     ) -> Tensor:
         """Return normalised hidden states (B, S, D).
 
@@ -142,9 +142,10 @@ class Decoder(nn.Module):
             positions: (B, S) int64, consecutive in each row.
             images: None when no row has an image; cross-attention layers are then skipped.
             cache: text keys and values of earlier positions; this call's are added to it.
+            lengths: (B,) int64, tokens of each row without padding; None where there is none.
         """
         hidden = self.embed_tokens(input_ids)  # (B, S, D)
-        rotary = rotary_table(self.config, positions, hidden.dtype)
+        rotary = rotary_table(self.config, positions, hidden.dtype, lengths)
         mask = None
         if cache is not None:
             key_positions = torch.arange(cache.max_tokens, device=positions.device)

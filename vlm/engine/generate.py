@@ -101,7 +101,8 @@ class Generation:
             assert isinstance(context.tokens, torch.Tensor)
             projected: dict[int, KeyValues] = decoder.project_images(context.tokens)
             images = ImageContext(projected, context.mask)
-        hidden = decoder(inputs.input_ids, row_positions(inputs.input_ids), images, self.cache)
+        positions = row_positions(inputs.input_ids)
+        hidden = decoder(inputs.input_ids, positions, images, self.cache, inputs.lengths)
         if images is not None:
             # What is generated sees what the prompt's last token saw.
             images = ImageContext(images.tokens, images.mask[rows, last].unsqueeze(1))

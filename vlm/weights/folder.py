@@ -1,36 +1,55 @@
-"""Our model folder: configuration, safetensors, tokenizer, chat template and provenance.
+"""Model folders: configuration, safetensors, tokenizer, chat template and provenance.
 
 A folder holds whole components (`encoder`, `projector`, `decoder`, `text_tower`); a stage takes the
-components it needs from its parents' folders and every tensor of a component must fit.
+components it needs from its parents' folders and every tensor of a component must fit. Folders of
+transformers' Mllama are read the same way, as whole models under our names; what is written is
+always ours.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import save_torch_state_dict
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from encoders.config import TextTowerConfig
 from vlm.chat.processor import Processor
 from vlm.config import VLMConfig
 from vlm.errors import UserError
+from vlm.weights.comparison import differences, listed, mismatches
+from vlm.weights.mllama_folder import (
+    ARCHITECTURE,
+    MODEL_TYPE,
+    mllama_tensors,
+    read_mllama_config,
+)
+from vlm.weights.tensors import (
+    INDEX_FILE,
+    WEIGHTS_FILE,
+    StoredTensor,
+    read_tensors,
+    stored_tensors,
+)
 
 CONFIG_FILE = "config.json"
 PROVENANCE_FILE = "provenance.json"
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 FORMAT = "vlm-1"
-MAX_LISTED_MISMATCHES = 5
+# Format, and stage, of a transformers folder.
+MLLAMA = "mllama"
+# What a whole model consists of.
+COMPONENTS = ("encoder", "projector", "decoder")
 
 
 class FolderConfig(BaseModel):
-    """The content of `config.json`: what the folder's tensors are."""
+    """What a folder's tensors are: the content of our `config.json`.
+
+    format: "vlm-1", or "mllama" for a transformers folder, which stands for stage "mllama" too.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -75,19 +94,22 @@ def save_folder(
 
 
 def is_model_folder(folder: Path) -> bool:
-    """Whether a folder says of itself that it is one of ours, of whatever version."""
+    """Whether a folder says of itself that it is one of ours, of whatever version, or a Mllama."""
     try:
         content = json.loads((folder / CONFIG_FILE).read_text())
     except (OSError, ValueError):
         return False
-    return isinstance(content, dict) and "format" in content
+    if not isinstance(content, dict):
+        return False
+    return "format" in content or content.get("model_type") == MODEL_TYPE
 
 
 def read_folder_config(folder: Path) -> FolderConfig:
-    """Read `config.json` of a model folder.
+    """Read what a model folder holds: one of ours, or a transformers Mllama folder.
 
     Raises:
-        UserError: the folder or the file is missing, or it is not a model folder of ours.
+        UserError: the folder or its `config.json` is missing or damaged, it is the folder of
+            another kind of model, or one of Mllama's that we cannot compute exactly.
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
@@ -97,8 +119,11 @@ def read_folder_config(folder: Path) -> FolderConfig:
         content = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from error
+    if isinstance(content, dict) and content.get("model_type") == MODEL_TYPE:
+        model = read_mllama_config(folder, content)
+        return FolderConfig(format=MLLAMA, stage=MLLAMA, components=COMPONENTS, model=model)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{path} does not describe a model folder of format {FORMAT!r}")
+        raise UserError(_foreign(path, content))
     try:
         return FolderConfig.model_validate(content)
     except ValidationError as error:
@@ -108,9 +133,11 @@ def read_folder_config(folder: Path) -> FolderConfig:
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
-    """The content of `provenance.json`."""
+    """The content of `provenance.json`; a transformers folder tells nothing of its training."""
     path = folder / PROVENANCE_FILE
     if not path.is_file():
+        if read_folder_config(folder).format == MLLAMA:
+            return {"stage": MLLAMA, "seed": None, "commit": None}
         raise UserError(f"{folder} has no {PROVENANCE_FILE}: not a finished model folder")
     try:
         content: dict[str, Any] = json.loads(path.read_text())
@@ -119,12 +146,29 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     return content
 
 
+def folder_tensors(folder: Path, config: FolderConfig) -> dict[str, StoredTensor]:
+    """Find the tensors of a model folder by their full names, `component.name`.
+
+    Only the headers of its files are read.
+
+    Raises:
+        UserError: a file is missing or damaged, or has a tensor of no component; a transformers
+            folder must also hold exactly the tensors that its model has.
+    """
+    if config.format == MLLAMA:
+        return mllama_tensors(folder, config.model)
+    tensors = stored_tensors(folder)
+    for name, tensor in tensors.items():
+        if name.partition(".")[0] not in config.components:
+            raise UserError(f"{tensor.file} has {name}, of no component in {CONFIG_FILE}")
+    return tensors
+
+
 def read_component(folder: Path, component: str) -> dict[str, Tensor]:
     """Read one component's tensors, named as its module names them.
 
     Raises:
-        UserError: the folder does not hold the component, or a weights file is damaged or has a
-            tensor of no component.
+        UserError: the folder does not hold the component; otherwise as `folder_tensors`.
     """
     config = read_folder_config(folder)
     if component not in config.components:
@@ -132,19 +176,14 @@ def read_component(folder: Path, component: str) -> dict[str, Tensor]:
             f"{folder} holds {', '.join(config.components)} (stage {config.stage}), "
             f"no {component}; point to a folder that has one"
         )
-    tensors: dict[str, Tensor] = {}
-    for path in weight_files(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():
-                    owner, _, rest = name.partition(".")
-                    if owner not in config.components:
-                        raise UserError(f"{path} has {name}, of no component in {CONFIG_FILE}")
-                    if owner == component:
-                        tensors[rest] = file.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} cannot be read as safetensors: {error}") from error
-    return tensors
+    prefix = f"{component}."
+    return read_tensors(
+        {
+            name.removeprefix(prefix): tensor
+            for name, tensor in folder_tensors(folder, config).items()
+            if name.startswith(prefix)
+        }
+    )
 
 
 def load_component(
@@ -155,14 +194,10 @@ def load_component(
     Raises:
         UserError: names the first tensors that are missing, left over, or of another shape.
     """
-    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    problems = []
-    for name, shape in expected.items():
-        if name not in tensors:
-            problems.append(f"{name} is missing (needed: {list(shape)})")
-        elif tuple(tensors[name].shape) != shape:
-            problems.append(f"{name} is {list(tensors[name].shape)}, needed: {list(shape)}")
-    problems += [f"{name} has no place in the model" for name in tensors if name not in expected]
+    problems = mismatches(
+        {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()},
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()},
+    )
     if problems:
         raise UserError(f"{component} of {source} does not match the model: {listed(problems)}")
     module.load_state_dict(dict(tensors))
@@ -182,40 +217,6 @@ def check_same_config(ours: BaseModel, theirs: BaseModel, section: str, source: 
         raise UserError(f"{source} does not match this config: {listed(problems)}")
 
 
-def differences(
-    left: Mapping[str, Any], right: Mapping[str, Any], path: str = ""
-) -> list[tuple[str, Any, Any]]:
-    """Where two nested mappings differ: dotted path, value of the left, value of the right."""
-    found: list[tuple[str, Any, Any]] = []
-    for key in {**left, **right}:
-        here = f"{path}.{key}".lstrip(".")
-        one, other = left.get(key), right.get(key)
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            found += differences(one, other, here)
-        elif one != other:
-            found.append((here, one, other))
-    return found
-
-
-def listed(problems: Sequence[str]) -> str:
-    """The first few problems in one line, and how many more there are."""
-    line = "; ".join(problems[:MAX_LISTED_MISMATCHES])
-    more = len(problems) - MAX_LISTED_MISMATCHES
-    return line + (f" (and {more} more)" if more > 0 else "")
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The folder's safetensors files: one, or those its index names."""
-    index = folder / INDEX_FILE
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{index} does not map tensors to files: {error!r}") from error
-        return [folder / name for name in names]
-    return [folder / WEIGHTS_FILE]
-
-
 def write_json(path: Path, content: Any) -> None:
     """Write indented JSON with a final newline."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
@@ -226,3 +227,15 @@ def flush_files(folder: Path) -> None:
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
+
+
+def _foreign(path: Path, content: Any) -> str:
+    """Say what a `config.json` describes that is no model folder."""
+    found = content if isinstance(content, dict) else {}
+    kind = (found.get("architectures") or [found.get("model_type")])[0]
+    if kind is None:
+        return f"{path} does not describe a model folder of format {FORMAT!r}"
+    return (
+        f"{path} describes a {kind} (model_type {found.get('model_type')!r}); whole models are "
+        f"read from folders of ours and from {ARCHITECTURE} (model_type {MODEL_TYPE!r})"
+    )

@@ -5,125 +5,107 @@ were made: their gates are closed, so the decoder writes what the LLM writes.
 Axes: `V` vocabulary, `D` width.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from vlm.decoder.config import DecoderConfig
 from vlm.decoder.stack import Decoder
 from vlm.errors import UserError
-from vlm.weights.folder import check_same_config, listed, load_component, weight_files
+from vlm.weights.comparison import listed, mismatches
+from vlm.weights.folder import check_same_config
 from vlm.weights.llm import Llm, read_llm
+from vlm.weights.mllama_folder import FLOATS
+from vlm.weights.tensors import read_tensors, stored_tensors
 
 EMBEDDINGS, HEAD = "embed_tokens.weight", "lm_head.weight"
-# In older files: a table that follows from the configuration.
+# Tables in older files that follow from the configuration.
 DERIVED_SUFFIX = ".rotary_emb.inv_freq"
 
 
 def graft_llm(decoder: Decoder, folder: Path) -> tuple[str, ...]:
     """Load an LLM's weights into a decoder; return notes for the user, a sentence each.
 
-    Rows of tokens that the LLM lacks start at the mean of its tokens' rows.
+    Rows of tokens that the LLM lacks start at the mean of the rows of its own.
 
     Raises:
         UserError: the folder is not that of an LLM of the decoder's shape, or a tensor is missing,
-            left over, or of another shape.
+            left over, or of another shape or dtype.
     """
     llm = read_llm(folder)
     check_same_config(decoder.config, llm.config, "model.decoder", folder)
-    theirs = _read_tensors(folder)
-    _check_tensors(decoder, llm, theirs, folder)
-    names = source_names(decoder)
-    tensors = {
-        name: theirs[names[name]] if name in names else tensor
-        for name, tensor in decoder.state_dict().items()
-    }
-    for name in {EMBEDDINGS, HEAD} & set(tensors):
-        tensors[name] = _with_new_rows(tensors[name], len(decoder.get_parameter(name)), llm)
-    load_component(decoder, tensors, "decoder", folder)
-    layers = decoder.config.cross_attention_layers
-    added = (
-        f"decoder: {folder}, its layers as they are, and new cross-attention layers at "
-        f"{', '.join(map(str, layers))} of {decoder.config.num_layers}"
+    ours = decoder.state_dict()
+    names = {name: source_name(name, decoder.config) for name in ours}
+    shapes = {theirs: tuple(ours[name].shape) for name, theirs in names.items() if theirs}
+    for rows in {f"model.{EMBEDDINGS}", HEAD} & set(shapes):
+        shapes[rows] = llm.num_rows, decoder.config.hidden_size
+    found = _read(folder, shapes, decoder.config.tie_embeddings)
+    for name, theirs in names.items():
+        if theirs is not None:
+            tensor = found.pop(theirs)
+            grown = name in (EMBEDDINGS, HEAD)
+            ours[name].copy_(_with_new_rows(tensor, len(ours[name]), llm) if grown else tensor)
+    return (
+        f"decoder: the LLM of {folder}, with new cross-attention layers at "
+        f"{', '.join(map(str, decoder.config.cross_attention_layers))}",
+        *llm.notes,
     )
-    return added, *llm.notes
 
 
-def source_names(decoder: Decoder) -> dict[str, str]:
-    """Map the names of the decoder's tensors that an LLM has to the LLM's names."""
-    crossing = decoder.config.cross_attention_layers
-    own = [layer for layer in range(decoder.config.num_layers) if layer not in crossing]
-    names: dict[str, str] = {}
-    for name in decoder.state_dict():
-        part, _, rest = name.partition(".")
-        if part == "lm_head":
-            names[name] = name
-        elif part != "layers":
-            names[name] = f"model.{name}"
-        else:
-            layer, _, tensor = rest.partition(".")
-            if int(layer) in own:
-                names[name] = f"model.layers.{own.index(int(layer))}.{tensor}"
-    return names
+def source_name(name: str, config: DecoderConfig) -> str | None:
+    """Return what an LLM calls a tensor of the decoder; None for those of cross-attention."""
+    part, _, rest = name.partition(".")
+    if part == "lm_head":
+        return name
+    if part != "layers":
+        return f"model.{name}"
+    layer, _, tensor = rest.partition(".")
+    if int(layer) in config.cross_attention_layers:
+        return None
+    before = sum(crossing < int(layer) for crossing in config.cross_attention_layers)
+    return f"model.layers.{int(layer) - before}.{tensor}"
 
 
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Read every tensor, under the name it has in a causal language model."""
-    tensors: dict[str, Tensor] = {}
-    for path in weight_files(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():
-                    if not name.endswith(DERIVED_SUFFIX):
-                        # A model saved without its output layer leaves the prefix out.
-                        prefix = "" if name.startswith(("model.", "lm_head.")) else "model."
-                        tensors[prefix + name] = file.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} cannot be read as safetensors: {error}") from error
+def _read(folder: Path, shapes: dict[str, tuple[int, ...]], tied: bool) -> dict[str, Tensor]:
+    """Read an LLM's tensors after checking that they are exactly those of its configuration."""
+    # A model saved without its output layer leaves the prefix out.
+    found = {
+        name if name.startswith(("model.", "lm_head.")) else f"model.{name}": tensor
+        for name, tensor in stored_tensors(folder).items()
+        if not name.endswith(DERIVED_SUFFIX)
+    }
+    tied_head = found.pop(HEAD, None) if tied else None
+    problems = mismatches(shapes, {name: tensor.shape for name, tensor in found.items()})
+    problems += [
+        f"{name} is of dtype {tensor.dtype}, needed: {', '.join(FLOATS)}"
+        for name, tensor in found.items()
+        if tensor.dtype not in FLOATS
+    ]
+    if problems:
+        raise UserError(f"the weights of {folder} do not match its config.json: {listed(problems)}")
+    tensors = read_tensors(found)
+    if tied_head is not None:
+        head = read_tensors({HEAD: tied_head})[HEAD]
+        if not torch.equal(head, tensors[f"model.{EMBEDDINGS}"]):
+            raise UserError(
+                f"{folder}: {HEAD} differs from model.{EMBEDDINGS}, though tie_word_embeddings is "
+                "true in config.json; set it to false, or remove the tensor"
+            )
     return tensors
 
 
-def _check_tensors(decoder: Decoder, llm: Llm, theirs: dict[str, Tensor], folder: Path) -> None:
-    """Check that names and shapes are exactly those of the LLM's configuration.
-
-    A tied output layer that is saved beside the embeddings it is tied to is taken out.
-    """
-    names = source_names(decoder)
-    if decoder.config.tie_embeddings and HEAD in theirs:
-        if not torch.equal(theirs[HEAD], theirs.get(names[EMBEDDINGS], torch.empty(0))):
-            raise UserError(
-                f"{folder}: {HEAD} differs from {names[EMBEDDINGS]}, though config.json says "
-                "tie_word_embeddings: true; set that to false, or remove the tensor"
-            )
-        del theirs[HEAD]
-    expected = {
-        names[name]: tensor.shape for name, tensor in decoder.state_dict().items() if name in names
-    }
-    for name in {names[EMBEDDINGS], HEAD} & set(expected):
-        expected[name] = torch.Size((llm.num_rows, decoder.config.hidden_size))
-    problems = []
-    for name, shape in expected.items():
-        if name not in theirs:
-            problems.append(f"{name} is missing (needed: {list(shape)})")
-        elif theirs[name].shape != shape:
-            problems.append(f"{name} is {list(theirs[name].shape)}, needed: {list(shape)}")
-    problems += [f"{name} has no place in the model" for name in theirs if name not in expected]
-    if problems:
-        raise UserError(
-            f"the weights of {folder} are not those of its config.json: {listed(problems)}"
-        )
-
-
 def _with_new_rows(rows: Tensor, num_rows: int, llm: Llm) -> Tensor:
-    """Return (num_rows, D): an LLM's (V, D), with the mean of its tokens' rows for new tokens.
+    """Return (num_rows, D) float32: an LLM's (V, D), with the mean of its tokens for new tokens.
 
-    An LLM may have rows without a token, and new tokens then lie there; the rest of them stay.
+    An LLM may have rows that belong to no token. New tokens come to lie there first; what is left
+    of them stays.
     """
-    first = min([len(rows), *llm.tokenizer.added_ids])
-    extended = torch.empty(num_rows, rows.shape[1], dtype=torch.float32)
-    extended[: len(rows)] = rows[:num_rows]
-    new = [*llm.tokenizer.added_ids, *range(len(rows), num_rows)]
-    extended[[index for index in new if index < num_rows]] = rows[:first].float().mean(dim=0)
+    first_new = min([len(rows), *llm.tokenizer.added_ids])
+    is_new = torch.zeros(num_rows, dtype=torch.bool)
+    is_new[[index for index in llm.tokenizer.added_ids if index < num_rows]] = True
+    is_new[len(rows) :] = True
+    extended = torch.empty(num_rows, rows.shape[1])
+    extended[: len(rows)] = rows
+    extended[is_new] = extended[:first_new].mean(dim=0)
     return extended

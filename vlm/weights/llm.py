@@ -15,8 +15,9 @@ from transformers import LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Conf
 
 from vlm.chat.template import read_chat_format
 from vlm.chat.tokenizer import Tokenizer, read_json_object
-from vlm.decoder.config import CROSS_ATTENTION_PERIOD, DecoderConfig
+from vlm.decoder.config import CROSS_ATTENTION_PERIOD, ROPE_FIELDS, DecoderConfig
 from vlm.errors import UserError
+from vlm.weights.mllama_schema import NEUTRAL_KEYS, rope_words
 
 CONFIG_FILE = "config.json"
 FAMILIES: Mapping[str, type[PreTrainedConfig]] = {
@@ -57,38 +58,14 @@ READ = {
 }
 # Names that files have and transformers' classes read, though not among their fields.
 OLDER_FIELDS = {"head_dim", "rope_scaling", "rope_theta", "partial_rotary_factor"}
-# Book-keeping, settings of training and of other tasks, and what converters left behind.
-WITHOUT_EFFECT = {
-    *(field.name for field in dataclasses.fields(PreTrainedConfig)),
-    "_name_or_path",
-    "bos_token_id",
-    "pad_token_id",
-    "initializer_range",
+# Further fields that change no number of these models: settings of training, and what converters
+# and trainers left behind.
+WITHOUT_EFFECT = NEUTRAL_KEYS | {
     "is_llama_config",
     "max_sequence_length",
     "model_type",
     "pretraining_tp",
-    "torch_dtype",
     "transformers.js_config",
-    "unsloth_fixed",
-    "unsloth_version",
-    "use_cache",
-}
-# Of each kind of rotary scaling our field and transformers'.
-ROPE_FIELDS: Mapping[str, Mapping[str, str]] = {
-    "linear": {"factor": "factor"},
-    "llama3": {
-        "factor": "factor",
-        "original_max_positions": "original_max_position_embeddings",
-        "low_freq_factor": "low_freq_factor",
-        "high_freq_factor": "high_freq_factor",
-    },
-    "yarn": {
-        "factor": "factor",
-        "original_max_positions": "original_max_position_embeddings",
-        "beta_fast": "beta_fast",
-        "beta_slow": "beta_slow",
-    },
 }
 
 
@@ -165,7 +142,7 @@ def _checked_fields(content: dict[str, Any]) -> dict[str, Any]:
         if name in fields and fields[name] not in allowed:
             raise UserError(
                 f"{CONFIG_FILE} has {name}: {fields[name]!r}, needed: "
-                f"{' or '.join(repr(value) for value in allowed)}; the decoder cannot express others"
+                f"{' or '.join(repr(value) for value in allowed)}; the decoder does nothing else"
             )
     return fields
 
@@ -176,7 +153,7 @@ def _decoder_config(
     num_heads, num_self_layers = fields["num_attention_heads"], fields["num_hidden_layers"]
     read_only = {tokenizer.pad_id, tokenizer.image_id}
     written = [index for index in tokenizer.added_ids if index not in read_only]
-    vocab_size = max(fields["vocab_size"], *(index + 1 for index in written))
+    vocab_size = max([fields["vocab_size"], *(index + 1 for index in written)])
     bias = "qkvo" if fields.get("attention_bias") else None
     shape = {
         "vocab_size": vocab_size,
@@ -211,39 +188,37 @@ def _decoder_config(
 
 def _rope(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the decoder's base of rotary frequencies and their scaling."""
-    parameters = {k: v for k, v in fields["rope_parameters"].items() if v is not None}
-    kind = parameters.pop("rope_type", None)
-    parameters.pop("type", None)  # its older name
-    theta = parameters.pop("rope_theta", None)
-    if parameters.pop("partial_rotary_factor", 1) != 1:
+    given = {name: value for name, value in fields["rope_parameters"].items() if value is not None}
+    kind = given.pop("rope_type", None)
+    given.pop("type", None)  # its older name
+    theta = given.pop("rope_theta", None)
+    if given.pop("partial_rotary_factor", 1) != 1:
         raise UserError("partial_rotary_factor is not 1: the decoder rotates whole heads only")
     if kind == "default":
-        read: Mapping[str, str] = {}
+        words: dict[str, str] = {}
     elif kind in ROPE_FIELDS:
-        read = ROPE_FIELDS[kind]
+        words = rope_words(kind)
+        given[words["kind"]] = kind
     else:
         raise UserError(
-            f"rope_parameters.rope_type (or rope_scaling.type) is {kind!r}; "
+            f"rope_parameters.rope_type (in older files rope_scaling.type) is {kind!r}; "
             f"there are default, {', '.join(ROPE_FIELDS)}"
         )
-    unread = sorted(set(parameters) - set(read.values()))
-    if unread:
-        raise UserError(
-            f"rope_parameters.{unread[0]} is {parameters[unread[0]]!r}, which the kind {kind!r} "
-            "does not read"
-        )
-    scaling = {ours: parameters[name] for ours, name in read.items() if name in parameters}
     if kind == "dynamic":
-        scaling["original_max_positions"] = fields["max_position_embeddings"]
-    return {
-        "rope_theta": theta,
-        "rope_scaling": None if kind == "default" else {"kind": kind, **scaling},
-    }
+        given.setdefault(words["original_max_positions"], fields["max_position_embeddings"])
+    scaling = {ours: given.pop(theirs) for ours, theirs in words.items() if theirs in given}
+    if given:
+        name, value = next(iter(given.items()))
+        raise UserError(f"rope_parameters.{name} is {value!r}, which the kind {kind!r} has not")
+    return {"rope_theta": theta, "rope_scaling": scaling or None}
 
 
 def _max_positions(fields: Mapping[str, Any]) -> tuple[int, list[str]]:
     """Return up to how many tokens every layer attends to all before, and a note if that limits."""
     limit: int = fields["max_position_embeddings"]
+    if fields["rope_parameters"].get("rope_type") == "dynamic":
+        # transformers gives the trained length, which `factor` stretches, and sets no limit.
+        limit = round(limit * fields["rope_parameters"]["factor"])
     window = fields.get("sliding_window")
     kinds = set(fields.get("layer_types") or ())
     strange = kinds - {"full_attention", "sliding_attention"}

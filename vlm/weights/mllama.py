@@ -11,135 +11,31 @@ are read as Meta computes them, and any folder as the transformers that wrote it
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
 from encoders.config import CLIP_MEAN, CLIP_STD, VisionConfig
 from encoders.tiling import supported_canvases
 from projector.config import ProjectorConfig
 from vlm.config import VLMConfig
-from vlm.decoder.config import (
-    CROSS_ATTENTION_PERIOD,
-    FIRST_CROSS_ATTENTION_LAYER,
-    ROPE_FIELDS,
-    DecoderConfig,
-    RopeScaling,
-)
+from vlm.decoder.config import DecoderConfig, RopeScaling
 from vlm.errors import UserError
-from vlm.weights.folder import differences
+from vlm.weights.comparison import differences
+from vlm.weights.mllama_schema import (
+    NUM_EXTRA_EMBEDDINGS,
+    MllamaFile,
+    TextSection,
+    read_mllama,
+    rope_parameters,
+    rope_words,
+)
 
-# Input rows that Mllama's embedding has behind its vocabulary.
-NUM_EXTRA_EMBEDDINGS = 8
 # The first transformers whose intermediate states leave the layers that name them.
 LEAVING_SINCE = (4, 55)
 # What we write says so by this version, the oldest that we support.
 WRITTEN_VERSION = "5.17.0"
-# RopeScaling's names in transformers' words.
-ROPE_WORDS = {
-    "kind": "rope_type",
-    "original_max_positions": "original_max_position_embeddings",
-}
-
-# What every transformers configuration may carry and no Mllama's arithmetic depends on: ids that
-# are the tokenizer's business, names, versions, storage types, labels of classifiers, what a call
-# returns, generation's settings. Mllama has an output layer of its own whatever
-# `tie_word_embeddings` says; a folder that lacks it is found by its missing tensor.
-NEUTRAL_KEYS = frozenset(
-    """
-    tie_word_embeddings bos_token_id eos_token_id pad_token_id
-    _attn_implementation_autoset _name_or_path _commit_hash architectures attn_implementation
-    dtype torch_dtype finetuning_task id2label label2id num_labels problem_type
-    task_specific_params tokenizer_class transformers_version prefix use_bfloat16 torchscript
-    tf_legacy_loss output_attentions output_hidden_states return_dict return_dict_in_generate
-    output_scores chunk_size_feed_forward is_encoder_decoder initializer_range use_cache
-    max_length min_length max_new_tokens do_sample early_stopping num_beams num_beam_groups
-    diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty
-    no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences
-    forced_bos_token_id forced_eos_token_id remove_invalid_values
-    exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
-    decoder_start_token_id sep_token_id unsloth_version unsloth_fixed
-    """.split()
-)
-# Settings that would change what is computed, and the value at which they do not.
-OFF = {
-    "add_cross_attention": False,
-    "cross_attention_hidden_size": None,
-    "is_decoder": False,
-    "pruned_heads": {},
-    "tie_encoder_decoder": False,
-    "quantization_config": None,
-    "attention_bias": False,
-    "mlp_bias": False,
-    "attention_dropout": 0.0,
-    "head_dim": None,
-}
-
-
-class _Section(BaseModel):
-    """A section of `config.json`; what is left out or null has transformers' default."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _leave_out_nulls(cls, section: Any) -> Any:
-        if not isinstance(section, Mapping):
-            return section
-        return {key: value for key, value in section.items() if value is not None}
-
-
-class _Vision(_Section):
-    model_type: Literal["mllama_vision_model"] = "mllama_vision_model"
-    hidden_size: int = 1280
-    hidden_act: Literal["gelu"] = "gelu"
-    num_hidden_layers: int = 32
-    num_global_layers: int = 8
-    attention_heads: int = Field(
-        default=16, validation_alias=AliasChoices("attention_heads", "num_attention_heads")
-    )
-    num_channels: Literal[3] = 3
-    intermediate_size: int = 5120
-    vision_output_dim: int = 7680
-    image_size: int = 448
-    patch_size: int = 14
-    norm_eps: float = 1e-5
-    max_num_tiles: int = 4
-    intermediate_layers_indices: tuple[int, ...] = (3, 7, 15, 23, 30)
-    supported_aspect_ratios: tuple[tuple[int, int], ...] = supported_canvases(4)
-    # Written by some versions; follows from the aspect ratios.
-    max_aspect_ratio_id: int | None = None
-
-
-class _Text(_Section):
-    model_type: Literal["mllama_text_model"] = "mllama_text_model"
-    vocab_size: int = 128256
-    hidden_size: int = 4096
-    hidden_act: Literal["silu"] = "silu"
-    num_hidden_layers: int = 40
-    num_attention_heads: int = 32
-    num_key_value_heads: int = 8
-    intermediate_size: int = 14336
-    rope_theta: float = 500_000.0
-    rope_scaling: Mapping[str, Any] | None = None
-    rope_parameters: Mapping[str, Any] | None = None
-    partial_rotary_factor: Literal[1] | None = None
-    rms_norm_eps: float = 1e-5
-    max_position_embeddings: int = 131_072
-    original_max_position_embeddings: int | None = None
-    cross_attention_layers: tuple[int, ...] = (3, 8, 13, 18, 23, 28, 33, 38)
-    dropout: float = Field(default=0.0, ge=0, le=0)
-
-
-class _Whole(_Section):
-    model_type: Literal["mllama"]
-    image_token_index: int = Field(
-        default=128256, validation_alias=AliasChoices("image_token_index", "image_token_id")
-    )
-    vision_config: _Vision = _Vision()
-    text_config: _Text = _Text()
-    transformers_version: str | None = None
 
 
 def config_from_mllama(
@@ -156,28 +52,12 @@ def config_from_mllama(
         UserError: the file describes another model, or one that we cannot compute exactly;
             every field that says so is named.
     """
-    try:
-        whole = _Whole.model_validate(dict(config))
-    except ValidationError as error:
-        problems = [
-            f"{'.'.join(map(str, e['loc']))}: {e['msg']}, not {e['input']!r}"
-            for e in error.errors(include_url=False)
-        ]
-        raise UserError(f"cannot read this Mllama configuration: {'; '.join(problems)}") from None
-    vision, text = whole.vision_config, whole.text_config
-    problems = [
-        *_unread("", whole),
-        *_unread("vision_config.", vision),
-        *_unread("text_config.", text),
-        *_contradictions(whole),
-    ]
-    if problems:
-        raise UserError(f"cannot compute this Mllama configuration: {'; '.join(problems)}")
+    file = read_mllama(config)
     try:
         return VLMConfig(
-            vision=_vision_from(vision, whole.transformers_version, image_mean, image_std),
+            vision=_vision_from(file, image_mean, image_std),
             projector=ProjectorConfig(kind="linear"),
-            decoder=_decoder_from(text),
+            decoder=_decoder_from(file.text_config),
             image_visibility="latest",
         )
     except ValidationError as error:
@@ -232,12 +112,12 @@ def config_to_mllama(
 
 
 def _vision_from(
-    vision: _Vision,
-    version: str | None,
+    file: MllamaFile,
     image_mean: tuple[float, float, float],
     image_std: tuple[float, float, float],
 ) -> VisionConfig:
-    shift = 1 if _states_leave(version) else 0
+    vision = file.vision_config
+    shift = 1 if _states_leave(file.transformers_version) else 0
     return VisionConfig(
         tile_size_px=vision.image_size,
         patch_size_px=vision.patch_size,
@@ -280,11 +160,11 @@ def _vision_to(vision: VisionConfig) -> dict[str, Any]:
     }
 
 
-def _decoder_from(text: _Text) -> DecoderConfig:
-    rope = _rope_parameters(text)
+def _decoder_from(text: TextSection) -> DecoderConfig:
+    rope = rope_parameters(text)
     scaling = None
     if rope["rope_type"] != "default":
-        given = {ours: rope.get(theirs) for ours, theirs in _rope_words(rope["rope_type"]).items()}
+        given = {ours: rope.get(theirs) for ours, theirs in rope_words(rope["rope_type"]).items()}
         scaling = RopeScaling.model_validate(
             {name: value for name, value in given.items() if value is not None}
         )
@@ -312,7 +192,7 @@ def _decoder_to(decoder: DecoderConfig) -> dict[str, Any]:
     max_positions = decoder.max_positions
     scaling = decoder.rope_scaling
     if scaling is not None:
-        words = _rope_words(scaling.kind)
+        words = rope_words(scaling.kind)
         given = {theirs: getattr(scaling, ours) for ours, theirs in words.items()}
         rope |= {name: value for name, value in given.items() if value is not None}
         if scaling.kind == "dynamic":
@@ -335,89 +215,7 @@ def _decoder_to(decoder: DecoderConfig) -> dict[str, Any]:
     }
 
 
-def _rope_words(kind: str) -> dict[str, str]:
-    """Our fields that a kind of scaling reads, and transformers' words for them."""
-    return {name: ROPE_WORDS.get(name, name) for name in ("kind", "factor", *ROPE_FIELDS[kind])}
-
-
-def _rope_parameters(text: _Text) -> dict[str, Any]:
-    """transformers' rotary parameters in one mapping, whichever version wrote them."""
-    rope = dict(text.rope_scaling or text.rope_parameters or {})
-    old_type = rope.pop("type", None)
-    rope.setdefault("rope_type", old_type or "default")
-    rope.setdefault("rope_theta", text.rope_theta)
-    if rope["rope_type"] == "dynamic":
-        rope["original_max_position_embeddings"] = text.max_position_embeddings
-    elif text.original_max_position_embeddings is not None:
-        rope["original_max_position_embeddings"] = text.original_max_position_embeddings
-    else:
-        rope.setdefault("original_max_position_embeddings", text.max_position_embeddings)
-    if rope["rope_type"] == "yarn" and rope.get("factor") is None:
-        original = rope["original_max_position_embeddings"]
-        rope["factor"] = text.max_position_embeddings / original
-    return rope
-
-
 def _states_leave(version: str | None) -> bool:
     """Whether the transformers of this version takes states that leave their layers."""
     number = re.match(r"(\d+)\.(\d+)", version or WRITTEN_VERSION)
     return number is None or (int(number[1]), int(number[2])) >= LEAVING_SINCE
-
-
-def _unread(prefix: str, section: _Section) -> Iterator[str]:
-    """Name the settings that nothing here reads and that may change what is computed."""
-    for key, value in (section.model_extra or {}).items():
-        harmless = value is None or key in NEUTRAL_KEYS or (key in OFF and value == OFF[key])
-        if not harmless:
-            yield f"{prefix}{key} is {value!r}, which is not supported"
-
-
-def _contradictions(whole: _Whole) -> Iterator[str]:
-    """Name the fields whose values our model cannot take."""
-    vision, text = whole.vision_config, whole.text_config
-    canvases = supported_canvases(max(vision.max_num_tiles, 1))
-    if vision.supported_aspect_ratios != canvases:
-        yield (
-            f"vision_config.supported_aspect_ratios is {vision.supported_aspect_ratios!r}; "
-            f"for {vision.max_num_tiles} tiles they must be {canvases!r}"
-        )
-    if vision.max_aspect_ratio_id not in (None, len(canvases)):
-        yield (
-            f"vision_config.max_aspect_ratio_id is {vision.max_aspect_ratio_id}, "
-            f"needed: {len(canvases)}"
-        )
-    width = vision.hidden_size * (1 + len(vision.intermediate_layers_indices))
-    if vision.vision_output_dim != width:
-        yield (
-            f"vision_config.vision_output_dim is {vision.vision_output_dim}; the final state and "
-            f"the intermediate ones make {width}"
-        )
-    layers = text.cross_attention_layers
-    period = tuple(
-        range(FIRST_CROSS_ATTENTION_LAYER, text.num_hidden_layers, CROSS_ATTENTION_PERIOD)
-    )
-    if layers != period:
-        yield f"text_config.cross_attention_layers is {list(layers)}, needed: {list(period)}"
-    num_rows = text.vocab_size + NUM_EXTRA_EMBEDDINGS
-    if not 0 <= whole.image_token_index < num_rows:
-        yield f"image_token_index is {whole.image_token_index}, outside the {num_rows} embeddings"
-    yield from _rope_problems(text)
-
-
-def _rope_problems(text: _Text) -> Iterator[str]:
-    rope = _rope_parameters(text)
-    kind = rope["rope_type"]
-    if kind != "default" and kind not in ROPE_FIELDS:
-        kinds = ", ".join(["default", *ROPE_FIELDS])
-        yield f"text_config's rope_type is {kind!r}; supported are {kinds}"
-        return
-    known = {"rope_theta", "rope_type", "original_max_position_embeddings"}
-    if kind != "default":
-        known |= set(_rope_words(kind).values())
-        if rope.get("factor") is None:
-            yield f"text_config's rotary parameters of type {kind!r} have no factor"
-    for key, value in rope.items():
-        if key == "partial_rotary_factor" and value in (None, 1):
-            continue
-        if key not in known and value is not None:
-            yield f"text_config's rotary parameter {key} is {value!r}, which {kind!r} has not"

@@ -12,19 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from encoders.config import CLIP_MEAN, CLIP_STD
 from encoders.towers import build_trunk, trunk_shape
 from vlm.errors import UserError
-from vlm.weights.folder import CONFIG_FILE, is_model_folder, weight_files
+from vlm.weights.folder import CONFIG_FILE, is_model_folder
+from vlm.weights.tensors import StoredTensor, read_header, stored_tensors
 from vlm.weights.tower_names import CLIP, OPEN_CLIP, TIMM, VIT, Layout
 
 OPEN_CLIP_CONFIG_FILE = "open_clip_config.json"
 OPEN_CLIP_WEIGHTS_FILE = "open_clip_model.safetensors"
 PREPROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 SUPPORTED = "clip, siglip and vit of transformers, and transformers of timm and open_clip"
+# timm's names where it pools before the last norm.
+POOLED_FIRST = {**TIMM.modules, "layernorm_post": "fc_norm.{}"}
 # The MLP's width in global layers, over a tower whose own layers have another form.
 GLOBAL_MLP_RATIO = 4
 # Statistics of SigLIP's and ViT's pictures: https://arxiv.org/abs/2010.11929, section B.1.1.
@@ -44,7 +46,7 @@ class Tower:
 
     kind: library and architecture, for the report.
     fields: of `VisionConfig`, as far as the tower decides them; its tile is the native picture.
-    tensors: name to file and shape of every tensor in the folder.
+    tensors: every tensor in the folder, by name.
     antialias: whether the library filters when it makes a grid of positions smaller.
     """
 
@@ -52,7 +54,7 @@ class Tower:
     kind: str
     fields: Mapping[str, Any]
     layout: Layout
-    tensors: Mapping[str, tuple[Path, tuple[int, ...]]]
+    tensors: Mapping[str, StoredTensor]
     antialias: bool
 
 
@@ -73,11 +75,6 @@ def read_tower(folder: Path) -> Tower:
     """
     if (folder / OPEN_CLIP_WEIGHTS_FILE).is_file():
         return _read_open_clip(folder)
-    if not any(path.is_file() for path in weight_files(folder)):
-        raise UserError(
-            f"{folder} has no weights in safetensors ({OPEN_CLIP_WEIGHTS_FILE} or "
-            f"{weight_files(folder)[0].name}); pickled ones are never read, convert them first"
-        )
     config = _read_json(folder / CONFIG_FILE)
     if "architecture" in config:
         return _read_timm(folder, config)
@@ -101,7 +98,7 @@ def _read_transformers(folder: Path, model_type: str) -> Tower:
     if config.hidden_act not in ACTIVATIONS:
         raise _unsupported(folder, f"hidden_act {config.hidden_act!r}")
     mean, std = _statistics(folder, (CLIP_MEAN, CLIP_STD) if family == "clip" else (HALF, HALF))
-    tensors = _read_shapes(weight_files(folder))
+    tensors = stored_tensors(folder)
     layout = VIT if family == "vit" else CLIP
     prefixes = ("vision_model.", "vit.", "")
     prefix = next((p for p in prefixes if p + layout.positions in tensors), "")
@@ -127,7 +124,7 @@ def _read_transformers(folder: Path, model_type: str) -> Tower:
 
 def _read_timm(folder: Path, config: Mapping[str, Any]) -> Tower:
     name, arguments = str(config["architecture"]), config.get("model_args", {})
-    tensors = _read_shapes(weight_files(folder))
+    tensors = stored_tensors(folder)
     pictures = config.get("pretrained_cfg", {})
     try:
         statistics = pictures["mean"], pictures["std"]
@@ -135,15 +132,15 @@ def _read_timm(folder: Path, config: Mapping[str, Any]) -> Tower:
         raise UserError(
             f"{folder / CONFIG_FILE}: pretrained_cfg.{error.args[0]} is missing"
         ) from None
-    fields = _timm_fields(folder, name, arguments, statistics)
-    return Tower(folder, f"timm {name}", fields, _timm_layout("", tensors), tensors, antialias=True)
+    fields, layout = _timm_shape(folder, name, arguments, statistics)
+    return Tower(folder, f"timm {name}", fields, layout, tensors, antialias=True)
 
 
 def _read_open_clip(folder: Path) -> Tower:
     from open_clip import CLIPVisionCfg
 
     content = _read_json(folder / OPEN_CLIP_CONFIG_FILE)
-    tensors = _read_shapes([folder / OPEN_CLIP_WEIGHTS_FILE])
+    tensors = read_header(folder / OPEN_CLIP_WEIGHTS_FILE)
     pictures = content.get("preprocess_cfg", {})
     statistics = pictures.get("mean", CLIP_MEAN), pictures.get("std", CLIP_STD)
     try:
@@ -152,8 +149,10 @@ def _read_open_clip(folder: Path) -> Tower:
         raise UserError(f"{folder / OPEN_CLIP_CONFIG_FILE} has no usable vision_cfg") from error
     if config.timm_model_name is not None:
         name = config.timm_model_name
-        fields = _timm_fields(folder, name, {}, statistics)
-        layout = _timm_layout("visual.trunk.", tensors)
+        fields, layout = _timm_shape(folder, name, {}, statistics)
+        layout = replace(layout, prefix="visual.trunk.")
+        if "visual.trunk.fc_norm.weight" in tensors:  # open_clip pools otherwise than timm
+            layout = replace(layout, modules=POOLED_FIRST)
         return Tower(folder, f"open_clip with timm {name}", fields, layout, tensors, antialias=True)
     defaults = CLIPVisionCfg()
     for option in (
@@ -181,13 +180,14 @@ def _read_open_clip(folder: Path) -> Tower:
         "image_mean": tuple(statistics[0]),
         "image_std": tuple(statistics[1]),
     }
-    return Tower(folder, "open_clip ViT", fields, OPEN_CLIP, tensors, antialias=True)
+    layout = OPEN_CLIP if config.ls_init_value is not None else replace(OPEN_CLIP, scales={})
+    return Tower(folder, "open_clip ViT", fields, layout, tensors, antialias=True)
 
 
-def _timm_fields(
+def _timm_shape(
     folder: Path, name: str, arguments: Mapping[str, Any], statistics: tuple[Any, Any]
-) -> dict[str, Any]:
-    """Read the shape off timm's model: its configs name an architecture, and the rest is code."""
+) -> tuple[dict[str, Any], Layout]:
+    """Read fields and names off timm's model: its configs name an architecture, the rest is code."""
     try:
         with torch.device("meta"):
             model = build_trunk(name, arguments)
@@ -201,15 +201,21 @@ def _timm_fields(
     }
     local = _as_local_layers(model)
     if local is not None:
-        return {**fields, **local}
+        pooled_first = isinstance(model.fc_norm, nn.LayerNorm)
+        layout = replace(
+            TIMM,
+            modules=POOLED_FIRST if pooled_first else TIMM.modules,
+            scales={} if isinstance(model.blocks[0].ls1, nn.Identity) else TIMM.scales,
+        )
+        return {**fields, **local}, layout
     size = {"img_size", "num_classes", "global_pool", "in_chans"}
     kept = {key: value for key, value in arguments.items() if key not in size}
-    return {
-        **fields,
+    as_it_is = {
         "intermediate_size": GLOBAL_MLP_RATIO * model.embed_dim,
         "num_heads": model.blocks[0].attn.num_heads,
         "tower": {"name": name, "arguments": kept},
     }
+    return {**fields, **as_it_is}, TIMM
 
 
 def _as_local_layers(model: Any) -> dict[str, Any] | None:
@@ -250,13 +256,6 @@ def _as_local_layers(model: Any) -> dict[str, Any] | None:
     }
 
 
-def _timm_layout(prefix: str, tensors: Mapping[str, Any]) -> Layout:
-    """timm's names; where it pools before the last norm, that norm is called otherwise."""
-    pooled_first = f"{prefix}fc_norm.weight" in tensors
-    modules = {**TIMM.modules, **({"layernorm_post": "fc_norm.{}"} if pooled_first else {})}
-    return replace(TIMM, prefix=prefix, modules=modules)
-
-
 def _grid(folder: Path, image_size: Any, patch_size: Any) -> dict[str, int]:
     """Tile and patch in pixels; pixels beyond the last whole patch are seen by no library."""
     sides = []
@@ -278,18 +277,6 @@ def _statistics(folder: Path, default: tuple[Any, Any]) -> tuple[Any, Any]:
             if "image_mean" in content and "image_std" in content:
                 return tuple(content["image_mean"]), tuple(content["image_std"])
     return default
-
-
-def _read_shapes(files: list[Path]) -> dict[str, tuple[Path, tuple[int, ...]]]:
-    found: dict[str, tuple[Path, tuple[int, ...]]] = {}
-    for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():
-                    found[name] = path, tuple(file.get_slice(name).get_shape())
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} cannot be read as safetensors: {error}") from error
-    return found
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class Layout:
     layer: how the names in a layer begin, `{}` being its index.
     layer_modules: our module in a local layer to their name.
     fused: the tensor that holds queries, keys and values, if they share one.
-    scales: our module to the vector that scales what it gives (LayerScale; not all towers have it).
+    scales: our module to the vector that scales what it gives (LayerScale), where there is one.
     """
 
     positions: str

@@ -15,14 +15,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from encoders.config import VisionConfig
 from encoders.towers import TimmTower
 from encoders.vit import VisionEncoder
 from vlm.errors import UserError
-from vlm.weights.folder import check_same_config, listed
+from vlm.weights.comparison import listed
+from vlm.weights.folder import check_same_config
+from vlm.weights.mllama_folder import FLOATS
+from vlm.weights.tensors import read_tensors
 from vlm.weights.tower_folders import Tower, read_tower
 from vlm.weights.tower_names import Source
 
@@ -93,7 +95,7 @@ def _load_converted(encoder: VisionEncoder, tower: Tower) -> tuple[int, list[str
     }
     left_out = _check_tensors(encoder, tower, sources, positions)
     names = {name for source in sources.values() for name in (source.name, source.scale) if name}
-    tensors = _read_tensors(tower, [*names, positions])
+    tensors = _read_floats(tower, [*names, positions])
     for name, source in sources.items():
         target = encoder.get_parameter(name)
         target.copy_(_converted(tensors, source).reshape(target.shape))
@@ -108,8 +110,8 @@ def _load_as_it_is(encoder: VisionEncoder, tower: Tower) -> tuple[int, list[str]
     trunk = TimmTower(config.model_copy(update=native)).trunk
     expected = trunk.state_dict()
     wanted, left_out, problems = [], [], []
-    for name, (_, shape) in tower.tensors.items():
-        inside = name.removeprefix(prefix)
+    for name, tensor in tower.tensors.items():
+        shape, inside = tensor.shape, name.removeprefix(prefix)
         if not name.startswith(prefix) or (inside not in expected and _is_head(inside)):
             left_out.append(name)
         elif inside not in expected:
@@ -127,7 +129,7 @@ def _load_as_it_is(encoder: VisionEncoder, tower: Tower) -> tuple[int, list[str]
     ]
     if problems:
         raise UserError(f"{tower.folder} ({tower.kind}) does not fit: {listed(problems)}")
-    for name, tensor in _read_tensors(tower, wanted).items():
+    for name, tensor in _read_floats(tower, wanted).items():
         expected[name.removeprefix(prefix)].copy_(tensor)
     if config.tile_size_px != tower.fields["tile_size_px"]:
         trunk.set_input_size(img_size=(config.tile_size_px, config.tile_size_px))
@@ -145,7 +147,7 @@ def _check_tensors(
     width = encoder.config.hidden_size
     if positions not in tower.tensors:
         problems.append(f"{positions} is missing (needed: [positions, {width}])")
-    elif (shape := tower.tensors[positions][1])[-1] != width:
+    elif (shape := tower.tensors[positions].shape)[-1] != width:
         problems.append(f"{positions} is {list(shape)}, needed: [positions, {width}]")
     for ours, source in sources.items():
         needed = list(encoder.get_parameter(ours).shape)
@@ -153,8 +155,13 @@ def _check_tensors(
             needed[0] *= 3
         if source.name not in tower.tensors:
             problems.append(f"{source.name} is missing (needed: {needed})")
-        elif _without_ones(shape := tower.tensors[source.name][1]) != _without_ones(needed):
+        elif _without_ones(shape := tower.tensors[source.name].shape) != _without_ones(needed):
             problems.append(f"{source.name} is {list(shape)}, needed: {needed}")
+        if source.scale is not None and source.scale not in tower.tensors:
+            problems.append(f"{source.scale} is missing (needed: [{width}])")
+        elif source.scale is not None and tower.tensors[source.scale].shape != (width,):
+            shape = tower.tensors[source.scale].shape
+            problems.append(f"{source.scale} is {list(shape)}, needed: [{width}]")
     known = {positions, *(name for s in sources.values() for name in (s.name, s.scale))}
     left_out = []
     for name in tower.tensors:
@@ -162,7 +169,7 @@ def _check_tensors(
         if name in known:
             continue
         if name.startswith(tower.layout.prefix) and not _is_head(inside):
-            problems.append(f"{name} {list(tower.tensors[name][1])} has no place in the encoder")
+            problems.append(f"{name} {list(tower.tensors[name].shape)} has no place in the encoder")
         left_out.append(name)
     if problems:
         unique = list(dict.fromkeys(problems))
@@ -179,7 +186,7 @@ def _converted(tensors: dict[str, Tensor], source: Source) -> Tensor:
     tensor = tensors[source.name]
     if source.third is not None:
         tensor = tensor.chunk(3)[source.third]
-    if source.scale in tensors:
+    if source.scale is not None:
         scale = tensors[source.scale]
         tensor = tensor * scale.reshape(-1, *[1] * (tensor.dim() - 1))
     return tensor
@@ -223,17 +230,20 @@ def _interpolated(patches: Tensor, old: int, new: int, antialias: bool) -> Tenso
     return grid.permute(0, 2, 3, 1).reshape(new * new, -1)
 
 
-def _read_tensors(tower: Tower, names: Iterable[str]) -> dict[str, Tensor]:
-    """Read the tensors of these names that there are, in float32, each file opened once."""
-    by_file: dict[Path, list[str]] = {}
-    for name in names:
-        if name in tower.tensors:
-            by_file.setdefault(tower.tensors[name][0], []).append(name)
-    found: dict[str, Tensor] = {}
-    for path, wanted in by_file.items():
-        with safe_open(path, framework="pt") as file:
-            found |= {name: file.get_tensor(name).float() for name in wanted}
-    return found
+def _read_floats(tower: Tower, names: Iterable[str]) -> dict[str, Tensor]:
+    """Read tensors in float32.
+
+    Raises:
+        UserError: one is of another kind than floats.
+    """
+    found = {name: tower.tensors[name] for name in names}
+    strange = [f"{name} is {t.dtype}" for name, t in found.items() if t.dtype not in FLOATS]
+    if strange:
+        raise UserError(
+            f"{tower.folder}: {listed(strange)}; needed: {', '.join(FLOATS)}. Take the weights "
+            "that are not quantised"
+        )
+    return {name: tensor.float() for name, tensor in read_tensors(found).items()}
 
 
 def _report(tower: Tower, config: VisionConfig, taken: int, left_out: list[str]) -> tuple[str, ...]:

@@ -183,7 +183,8 @@ def test_plain_text_equals_transformers(
     if template == CHATML:
         processor = Processor.from_folder(chatml_folder(processor, tmp_path / "a"), VISION)
     else:
-        processor = Processor(processor.tokenizer, ChatTemplate(template), VISION)
+        named = ChatTemplate(template, processor.tokenizer.named_tokens)
+        processor = Processor(processor.tokenizer, named, VISION)
     processor.save(tmp_path)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     texts = ["What colour?", "1234 ", " \n\n x", "...\n", "", "é 日本 🙂\n\n"]

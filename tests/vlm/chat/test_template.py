@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vlm.chat.template import LLAMA3_TEMPLATE, ChatTemplate, Slot, Structure
+from vlm.chat.template import LLAMA3_TEMPLATE, ChatTemplate, Slot, Structure, read_chat_format
 from vlm.chat.tokenizer import Tokenizer
 from vlm.errors import UserError
 
@@ -37,7 +37,7 @@ def header(role: str) -> str:
 
 
 def test_llama3_form() -> None:
-    template = ChatTemplate(LLAMA3_TEMPLATE)
+    template = ChatTemplate(LLAMA3_TEMPLATE, {"bos_token": "<|begin_of_text|>"})
     expected = (
         "<|begin_of_text|>" + header("system"),
         Slot(0, 0),
@@ -128,26 +128,51 @@ def test_the_template_has_its_own_file_or_lies_in_the_config(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     tokenizer.save(tmp_path)
-    assert ChatTemplate.from_folder(tmp_path, tokenizer).source == LLAMA3_TEMPLATE
+    assert read_chat_format(tmp_path)[1].source == LLAMA3_TEMPLATE
     config = tmp_path / "tokenizer_config.json"
     several = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
     for content, expected in (("plain", "plain"), (several, "d"), (several[:1], LLAMA3_TEMPLATE)):
         config.write_text(json.dumps({"chat_template": content}))
-        assert ChatTemplate.from_folder(tmp_path, tokenizer).source == expected
+        assert read_chat_format(tmp_path)[1].source == expected
     config.write_text(json.dumps({"chat_template": "from the config"}))
+    old = tmp_path / "chat_template.json"
+    old.write_text(json.dumps({"chat_template": "from the old file"}))
+    assert ChatTemplate.from_folder(tmp_path, tokenizer).source == "from the old file"
     ChatTemplate("from the file {{ 'é' }}\n").save(tmp_path)
-    found = ChatTemplate.from_folder(tmp_path, tokenizer)
-    assert found.source == "from the file {{ 'é' }}\n"
+    assert read_chat_format(tmp_path)[1].source == "from the file {{ 'é' }}\n"
 
 
-def test_a_folder_without_template_needs_the_tokens_of_llama3(
+def test_a_folder_without_template_gains_what_llama3s_form_needs(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     tokenizer.save(tmp_path)
     path = tmp_path / "tokenizer.json"
     path.write_text(path.read_text("utf-8").replace("_header_id|>", "|>"), "utf-8")
-    with pytest.raises(
-        UserError, match=r"lacks <\|start_header_id\|>, <\|end_header_id\|>"
-    ) as info:
-        ChatTemplate.from_folder(tmp_path, Tokenizer.from_folder(tmp_path))
-    assert "chat_template.jinja" in str(info.value)
+    found, template = read_chat_format(tmp_path)
+    assert template.source == LLAMA3_TEMPLATE
+    assert found.added_ids == (tokenizer.vocab_size, tokenizer.vocab_size + 1)
+    prompt = template.skeleton((("user", ("text",)),), add_generation_prompt=True)
+    assert prompt[0] == "<|begin_of_text|>" + header("user")
+    assert found.encode_markup(header("user"))[0] == found.added_ids[0]
+    # With a template of its own, nothing is added.
+    template.save(tmp_path)
+    assert read_chat_format(tmp_path)[0].added_ids == ()
+
+
+def test_llama3s_form_starts_with_the_vocabularys_own_first_token_or_none() -> None:
+    for named, start in (({"bos_token": "<s>"}, "<s>"), ({}, "")):
+        first, *_ = ChatTemplate(LLAMA3_TEMPLATE, named).skeleton((("user", ("text",)),))
+        assert first == start + header("user")
+
+
+def test_a_prompt_ends_as_training_shows_answers_where_templates_think() -> None:
+    thinking = (
+        "{% for m in messages %}<{{ m['role'] }}>{% if m['role'] == 'assistant' %}<think></think>"
+        "{% endif %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<assistant>"
+        "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
+        "{% endif %}"
+    )
+    question = (("user", ("text",)),)
+    template = ChatTemplate(thinking)
+    answered = template.skeleton((*question, ("assistant", ("text",))))
+    assert template.skeleton(question, add_generation_prompt=True) == answered[:-1]

@@ -157,6 +157,34 @@ def test_names_of_tokens_may_come_from_the_older_file(tmp_path: Path) -> None:
     assert Tokenizer.from_folder(tmp_path).eot_id == 256
 
 
+@pytest.mark.parametrize("ends", [65, [65, 66], None])
+def test_an_answer_also_ends_where_generation_config_says(
+    tmp_path: Path, tokenizer: Tokenizer, ends: int | list[int] | None
+) -> None:
+    tokenizer.save(tmp_path)
+    settings = {"eos_token_id": ends, "temperature": 0.6}
+    (tmp_path / "generation_config.json").write_text(json.dumps(settings))
+    Tokenizer.from_folder(tmp_path).save(tmp_path / "again")
+    found = pickle.loads(pickle.dumps(Tokenizer.from_folder(tmp_path / "again")))
+    more = [] if ends is None else [ends] if isinstance(ends, int) else ends
+    assert found.end_ids == (*more, *tokenizer.end_ids)
+    assert found.generation == settings
+
+
+@pytest.mark.parametrize("end", [300, -1, "2", True])
+def test_an_end_that_is_no_id_is_refused(tmp_path: Path, tokenizer: Tokenizer, end: object) -> None:
+    tokenizer.save(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, end]}))
+    with pytest.raises(UserError, match=r"eos_token_id .* is no id of the tokenizer, .* 299"):
+        Tokenizer.from_folder(tmp_path)
+
+
+def test_ids_beyond_the_models_embedding_are_told(tokenizer: Tokenizer) -> None:
+    tokenizer.check_fits(300)
+    with pytest.raises(UserError, match="has 300 ids, the model 299 embedding rows"):
+        tokenizer.check_fits(299)
+
+
 def test_unmarked_control_tokens_stay_text_too_but_spaces_stay_words(tmp_path: Path) -> None:
     backend = byte_level(special("<|eot_id|>"), AddedToken("<think>"), AddedToken("    "))
     tokenizer = Tokenizer.from_folder(write_folder(tmp_path, backend, {}))
