@@ -187,14 +187,13 @@ def _include(value: Any, types: Types, keys: Keys, folder: Path, origins: Origin
 
     `value` is found at `keys`, may have `types`, and stands in a file of `folder`.
     """
-    base: Any = None
+    base: Any = None  # what other keys change
     if isinstance(value, dict) and BASE_KEY in value and _sections(types):
         base, value = value[BASE_KEY], {k: v for k, v in value.items() if k != BASE_KEY}
         origins.update({(*keys, key): _origin(keys, origins) for key in value})
     elif isinstance(value, str) and _sections(types) and not {str, Path} & set(types):
         base, value = value, {}
-    if base is not None:
-        base = _read_base(base, types, keys, folder, origins)
+    found = None if base is None else _read_base(base, types, keys, folder, origins)
     children: Mapping[Any, Any]
     if isinstance(value, dict):
         children = value
@@ -206,12 +205,14 @@ def _include(value: Any, types: Types, keys: Keys, folder: Path, origins: Origin
         key: _include(child, _types_below(types, key), (*keys, key), folder, origins)
         for key, child in children.items()
     }
-    if base is not None:
-        return _merged(base, filled)
+    if found is not None:
+        return _merged(found, filled)
     return filled if isinstance(value, dict) else list(filled.values())
 
 
-def _read_base(name: Any, types: Types, keys: Keys, folder: Path, origins: Origins) -> Any:
+def _read_base(
+    name: Any, types: Types, keys: Keys, folder: Path, origins: Origins
+) -> Mapping[str, Any]:
     """Return what the path `name`, which stands for the section at `keys`, holds."""
     needed_by = f"{_origin(keys, origins)}: {_dotted(keys)}: "
     if not isinstance(name, str):
@@ -219,7 +220,8 @@ def _read_base(name: Any, types: Types, keys: Keys, folder: Path, origins: Origi
     path = _find_path(name, [Path(), folder], needed_by)
     origins[keys] = str(path)
     data = _read_path(path, _sections(types)[0], needed_by)
-    return _include(data, types, keys, path.parent, origins)
+    included: Mapping[str, Any] = _include(data, types, keys, path.parent, origins)
+    return included
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -187,7 +187,7 @@ def _read_open_clip(folder: Path) -> Tower:
 def _timm_shape(
     folder: Path, name: str, arguments: Mapping[str, Any], statistics: tuple[Any, Any]
 ) -> tuple[dict[str, Any], Layout]:
-    """Read fields and names off timm's model: its configs name an architecture, the rest is code."""
+    """Read fields and names off timm's model: a config names it, the rest is in timm's code."""
     try:
         with torch.device("meta"):
             model = build_trunk(name, arguments)

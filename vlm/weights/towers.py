@@ -110,8 +110,8 @@ def _load_as_it_is(encoder: VisionEncoder, tower: Tower) -> tuple[int, list[str]
     trunk = TimmTower(config.model_copy(update=native)).trunk
     expected = trunk.state_dict()
     wanted, left_out, problems = [], [], []
-    for name, tensor in tower.tensors.items():
-        shape, inside = tensor.shape, name.removeprefix(prefix)
+    for name, stored in tower.tensors.items():
+        shape, inside = stored.shape, name.removeprefix(prefix)
         if not name.startswith(prefix) or (inside not in expected and _is_head(inside)):
             left_out.append(name)
         elif inside not in expected:
