@@ -187,13 +187,14 @@ def _include(value: Any, types: Types, keys: Keys, folder: Path, origins: Origin
 
     `value` is found at `keys`, may have `types`, and stands in a file of `folder`.
     """
-    base: Any = None  # what other keys change
+    found: Mapping[str, Any] | None = None
     if isinstance(value, dict) and BASE_KEY in value and _sections(types):
-        base, value = value[BASE_KEY], {k: v for k, v in value.items() if k != BASE_KEY}
-        origins.update({(*keys, key): _origin(keys, origins) for key in value})
+        changes = {key: child for key, child in value.items() if key != BASE_KEY}
+        origins.update({(*keys, key): _origin(keys, origins) for key in changes})
+        found = _read_base(value[BASE_KEY], types, keys, folder, origins)
+        value = changes
     elif isinstance(value, str) and _sections(types) and not {str, Path} & set(types):
-        base, value = value, {}
-    found = None if base is None else _read_base(base, types, keys, folder, origins)
+        found, value = _read_base(value, types, keys, folder, origins), {}
     children: Mapping[Any, Any]
     if isinstance(value, dict):
         children = value
@@ -229,8 +230,9 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     merged = dict(base)
     for key, value in changes.items():
         below = merged.get(key)
-        both = isinstance(below, Mapping) and isinstance(value, Mapping)
-        merged[key] = _merged(below, value) if both else value
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            value = _merged(below, value)
+        merged[key] = value
     return merged
 
 

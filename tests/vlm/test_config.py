@@ -314,5 +314,6 @@ def test_what_is_wrong_with_a_changed_section_names_its_file(write: Write) -> No
     write("base.yaml", broken)
     path = write("run.yaml", {"model": {"from": "base.yaml", "image_visibility": "latest"}})
     assert complaint(path).startswith("base.yaml: model.vision.num_heads must be")
-    path = write("run.yaml", {"model": {"from": 3}})
-    assert complaint(path) == "run.yaml: model: from must be a path, not 3"
+    for wrong, shown in ((3, "3"), (None, "null")):
+        path = write("run.yaml", {"model": {"from": wrong}})
+        assert complaint(path) == f"run.yaml: model: from must be a path, not {shown}"
