@@ -137,7 +137,7 @@ def test_the_template_has_its_own_file_or_lies_in_the_config(
     config.write_text(json.dumps({"chat_template": "from the config"}))
     old = tmp_path / "chat_template.json"
     old.write_text(json.dumps({"chat_template": "from the old file"}))
-    assert ChatTemplate.from_folder(tmp_path, tokenizer).source == "from the old file"
+    assert read_chat_format(tmp_path)[1].source == "from the old file"
     ChatTemplate("from the file {{ 'é' }}\n").save(tmp_path)
     assert read_chat_format(tmp_path)[1].source == "from the file {{ 'é' }}\n"
 
