@@ -129,6 +129,11 @@ class PaddedImages:
                 for i, count in enumerate(num_tiles)
             ]
         )
+        # (T, N) int64, where the tokens of each tile stand among those of all images
+        image_tokens = max_num_tiles * (num_tokens + self.num_alignment)
+        image, place = self.slots // max_num_tiles, self.slots % max_num_tiles
+        first_token = image * image_tokens + place * num_tokens
+        self.tokens = first_token.unsqueeze(1) + torch.arange(num_tokens, device=device)
         counts = sorted(num_tiles)
         # (first image, end, tokens of the picture) of the images of each count
         self.runs = [
@@ -143,12 +148,12 @@ class PaddedImages:
 
     def to_layers(self, hidden: Tensor) -> Tensor:
         """Join an image's slots and append its alignment tokens, which are zeros."""
-        images = hidden.unflatten(0, (-1, self.max_num_tiles)).flatten(1, 2)
+        images = hidden.reshape(-1, self.max_num_tiles * self.num_tokens, hidden.shape[-1])
         return F.pad(images, (0, 0, 0, self.max_num_tiles * self.num_alignment))  # (images, L, D)
 
     def spread(self, vectors: Tensor) -> Tensor:
         """(slots, D) to (images, L, D): alignment tokens belong to their tile as others do."""
-        images = vectors.unflatten(0, (-1, self.max_num_tiles))
+        images = vectors.view(-1, self.max_num_tiles, vectors.shape[-1])
         return torch.cat(
             [images.repeat_interleave(n, dim=1) for n in (self.num_tokens, self.num_alignment)],
             dim=1,
@@ -166,9 +171,8 @@ class PaddedImages:
 
     def to_tiles(self, hidden: Tensor) -> Tensor:
         """Take the tiles (T, N, D), in the order in which they came."""
-        tokens = hidden[:, : self.max_num_tiles * self.num_tokens]
-        slots = tokens.unflatten(1, (self.max_num_tiles, self.num_tokens)).flatten(0, 1)
-        return slots.index_select(0, self.slots)
+        tokens = hidden.flatten(0, 1).index_select(0, self.tokens.flatten())
+        return tokens.view(*self.tokens.shape, -1)
 
 
 def attend_in_groups(query: Tensor, key: Tensor, value: Tensor, num_groups: int) -> Tensor:

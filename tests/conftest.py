@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -145,6 +147,54 @@ def ours_of() -> Callable[[MllamaForConditionalGeneration], VisionLanguageModel]
         return model.requires_grad_(False).eval()
 
     return copy
+
+
+@pytest.fixture(scope="session")
+def mllama_source(
+    make_mllama: Callable[..., MllamaForConditionalGeneration],
+    processor: Processor,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A Mllama folder as transformers 5 writes it, with its processor. To be read only.
+
+    Tiles of 28 px. `<|image|>` is the first row behind the vocabulary, as in Llama 3.2; an answer
+    also ends at a token that only `generation_config.json` names.
+    """
+    from transformers import MllamaImageProcessor, MllamaProcessor, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("transformers") / "mllama"
+    tokenizer = processor.tokenizer
+    text = {
+        "vocab_size": tokenizer.image_id,
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eot_id,
+        "pad_token_id": tokenizer.pad_id,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 500_000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    }
+    network = make_mllama(text=text)
+    network.generation_config.eos_token_id = [tokenizer.eot_id, tokenizer.eot_id - 10]
+    network.save_pretrained(folder)
+    tokenizer.save(folder)
+    image_processor = MllamaImageProcessor(
+        size={"height": 28, "width": 28}, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.25]
+    )
+    theirs = PreTrainedTokenizerFast.from_pretrained(folder)
+    template = processor.template.source
+    MllamaProcessor(image_processor, theirs, chat_template=template).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def mllama_folder(mllama_source: Path, tmp_path: Path) -> Path:
+    """A copy of `mllama_source` that a test may change."""
+    return shutil.copytree(mllama_source, tmp_path / "mllama")
 
 
 @pytest.fixture(scope="session")

@@ -154,3 +154,12 @@ def test_a_mistake_is_one_line(
     assert cli.main(["eval", words["MODEL"], *options]) == 2
     error = capsys.readouterr().err.strip()
     assert part in error and len(error.splitlines()) == 1
+
+
+def test_a_transformers_folder_is_measured_too(mllama_source: Path, data: Path) -> None:
+    model = vlm.load(mllama_source, device="cpu", dtype="float32")
+    facts = evaluate(model, data, SETTINGS).report.run.model
+    assert (facts.stage, facts.seed, facts.commit) == ("mllama", None, None)
+    assert facts.weights_sha256 == {
+        "model.safetensors": file_sha256(mllama_source / "model.safetensors")
+    }

@@ -1,5 +1,6 @@
 """A stage from configuration to model folder: resuming, parents, what it writes and refuses."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import MllamaForConditionalGeneration
 
 from data.pack import Manifest, pack
 from data.schema import RawSample, Sample
@@ -19,7 +21,9 @@ from training.stages import STAGES
 from training.state import list_checkpoints
 from vlm.config import load_config
 from vlm.errors import UserError
+from vlm.weights.convert import to_hf
 from vlm.weights.folder import read_component, read_folder_config, read_provenance
+from vlm.weights.mllama_names import our_name
 
 MakeConfig = Callable[..., TrainConfig]
 SPEEDS = ("samples_per_s", "tokens_per_s")
@@ -118,6 +122,34 @@ def test_a_run_that_dies_on_the_way_resumes_to_the_same_model(
     expected, found = saved_weights(tmp_path / "whole"), saved_weights(config.out)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert figures(config.out) == figures(tmp_path / "whole")
+
+
+def test_a_transformers_folder_is_finetuned_and_goes_back_to_transformers(
+    make_config: MakeConfig, mllama_source: Path, tmp_path: Path
+) -> None:
+    model = read_folder_config(mllama_source).model
+    config = make_config(
+        "finetune",
+        tmp_path / "out",
+        model=model.model_dump(),
+        init_from={"model": mllama_source},
+        steps=1,
+    )
+    train_stage(config)
+    before, after = load_file(mllama_source / "model.safetensors"), saved_weights(config.out)
+    assert after.keys() == {our_name(name) for name in before}
+    changed = [not torch.equal(after[str(our_name(name))], t) for name, t in before.items()]
+    assert any(changed)
+    to_hf(config.out, tmp_path / "back")
+    _, info = MllamaForConditionalGeneration.from_pretrained(
+        tmp_path / "back", output_loading_info=True
+    )
+    assert not any(info.values())
+    ends = [
+        json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
+        for folder in (mllama_source, tmp_path / "back")
+    ]
+    assert ends[0] == ends[1]
 
 
 def test_checkpoints_are_pruned_and_the_last_step_needs_none(

@@ -55,7 +55,7 @@ def apply_image_settings(folder: Path, vision: VisionConfig) -> VisionConfig:
     settings = _read(folder)
     problems = _problems(settings, vision)
     if problems:
-        raise UserError(f"{folder}: settings of the image processor: {'; '.join(problems)}")
+        raise UserError(f"settings of the image processor: {'; '.join(problems)}")
     return vision.model_copy(update={name: _channels(settings[name]) for name in STATISTICS})
 
 
@@ -77,9 +77,8 @@ def _read(folder: Path) -> dict[str, Any]:
         settings = read_json_object(folder / SETTINGS_FILE)
     if not settings:
         raise UserError(
-            f"{folder} has neither {SETTINGS_FILE} nor an image_processor in {PROCESSOR_FILE}: "
-            "how its pictures become pixels is not known; copy the file from where the model is "
-            "from"
+            f"there is neither a {SETTINGS_FILE} nor an image_processor in {PROCESSOR_FILE}: how "
+            "pictures become pixels is not known; copy the file from where the model is from"
         )
     return dict(settings)
 

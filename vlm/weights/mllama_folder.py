@@ -39,10 +39,10 @@ def read_mllama_config(folder: Path, content: Mapping[str, Any]) -> VLMConfig:
         raise UserError(f"{folder} holds {architectures[0]}, needed: {ARCHITECTURE}")
     try:
         config = config_from_mllama(content)
+        _check_image_token(folder, content)
+        update: dict[str, Any] = {"vision": apply_image_settings(folder, config.vision)}
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
-    _check_image_token(folder, content)
-    update: dict[str, Any] = {"vision": apply_image_settings(folder, config.vision)}
     if content.get("text_config", {}).get("tie_word_embeddings"):
         tied = OUTPUT_LAYER not in _by_our_name(folder)[0]
         update["decoder"] = config.decoder.model_copy(update={"tie_embeddings": tied})
@@ -91,11 +91,13 @@ def _by_our_name(folder: Path) -> tuple[dict[str, StoredTensor], list[StoredTens
 
 def _check_image_token(folder: Path, content: Mapping[str, Any]) -> None:
     """Check that the tokenizer has `<|image|>` where the model looks for it."""
+    if not (folder / TOKENIZER_FILE).is_file():
+        return  # the tokenizer's own reader says what is needed
     needed = content.get("image_token_index", content.get("image_token_id", DEFAULT_IMAGE_TOKEN_ID))
     added = read_json_object(folder / TOKENIZER_FILE).get("added_tokens", [])
-    ids = {token["content"]: token["id"] for token in added}
+    ids = {token.get("content"): token.get("id") for token in added}
     if ids.get(IMAGE_TOKEN) != needed:
         raise UserError(
-            f"{folder}: the model has {IMAGE_TOKEN} at id {needed}, its {TOKENIZER_FILE} at "
+            f"the model has {IMAGE_TOKEN} at id {needed}, its {TOKENIZER_FILE} at "
             f"{ids.get(IMAGE_TOKEN, 'none')}; take both files from the same model"
         )

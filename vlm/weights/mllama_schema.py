@@ -40,7 +40,7 @@ NEUTRAL_KEYS = frozenset(
     """.split()
 )
 # Settings that would change what is computed, and the value at which they do not.
-OFF = {
+OFF: dict[str, Any] = {
     "add_cross_attention": False,
     "cross_attention_hidden_size": None,
     "is_decoder": False,

@@ -179,7 +179,7 @@ def copy_sharded(shards: Sequence[Mapping[str, StoredTensor]], folder: Path) -> 
     if len(shards) == 1:
         copy_tensors(shards[0], folder / WEIGHTS_FILE)
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         copy_tensors(shard, folder / file)

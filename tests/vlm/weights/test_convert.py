@@ -87,6 +87,18 @@ def assert_nothing_written(out: Path) -> None:
     assert [path.name for path in out.parent.iterdir() if ".writing" in path.name] == []
 
 
+@pytest.fixture(scope="session")
+def reshard() -> Callable[[Path, str], None]:
+    """`reshard(folder, "30KB")`: write the weights again, as several files and an index."""
+
+    def write(folder: Path, max_shard_size: str) -> None:
+        network = MllamaForConditionalGeneration.from_pretrained(folder, dtype="auto")
+        (folder / "model.safetensors").unlink()
+        network.save_pretrained(folder, max_shard_size=max_shard_size)
+
+    return write
+
+
 @pytest.fixture
 def ours(mllama_source: Path, tmp_path: Path) -> Path:
     """The folder that from-hf makes of the small Mllama."""
@@ -367,6 +379,10 @@ def move_image_token(folder: Path) -> None:
     change(folder / "config.json", image_token_index=3)
 
 
+def no_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
 def no_settings(folder: Path) -> None:
     (folder / "processor_config.json").unlink()
 
@@ -389,7 +405,8 @@ FAULTS: list[tuple[Callable[[Path], None], str]] = [
     (other_model, r"describes a LlavaForConditionalGeneration .*MllamaForConditionalGeneration"),
     (text_model, r"holds MllamaForCausalLM, needed: MllamaForConditionalGeneration"),
     (move_image_token, r"the model has <\|image\|> at id 3, its tokenizer\.json at 299"),
-    (no_settings, r"has neither preprocessor_config\.json nor an image_processor"),
+    (no_settings, r"mllama: there is neither a preprocessor_config\.json nor an image_processor"),
+    (no_tokenizer, r"mllama has no tokenizer\.json"),
     (wrong_end, r"eos_token_id 4000 is no id of the tokenizer"),
 ]
 
