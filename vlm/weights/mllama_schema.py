@@ -42,15 +42,12 @@ NEUTRAL_KEYS = frozenset(
 # Settings that would change what is computed, and the value at which they do not.
 OFF: dict[str, Any] = {
     "add_cross_attention": False,
-    "cross_attention_hidden_size": None,
     "is_decoder": False,
     "pruned_heads": {},
     "tie_encoder_decoder": False,
-    "quantization_config": None,
     "attention_bias": False,
     "mlp_bias": False,
     "attention_dropout": 0.0,
-    "head_dim": None,
 }
 
 
@@ -68,6 +65,8 @@ class Section(BaseModel):
 
 
 class VisionSection(Section):
+    """`vision_config`."""
+
     model_type: Literal["mllama_vision_model"] = "mllama_vision_model"
     hidden_size: int = 1280
     hidden_act: Literal["gelu"] = "gelu"
@@ -90,6 +89,8 @@ class VisionSection(Section):
 
 
 class TextSection(Section):
+    """`text_config`."""
+
     model_type: Literal["mllama_text_model"] = "mllama_text_model"
     vocab_size: int = 128256
     hidden_size: int = 4096
@@ -110,6 +111,8 @@ class TextSection(Section):
 
 
 class MllamaFile(Section):
+    """The whole file."""
+
     model_type: Literal["mllama"]
     image_token_index: int = Field(
         default=128256, validation_alias=AliasChoices("image_token_index", "image_token_id")
@@ -172,8 +175,7 @@ def rope_parameters(text: TextSection) -> dict[str, Any]:
 def _unknown(prefix: str, section: Section) -> Iterator[str]:
     """Name the settings that nothing here reads and that may change what is computed."""
     for key, value in (section.model_extra or {}).items():
-        harmless = value is None or key in NEUTRAL_KEYS or (key in OFF and value == OFF[key])
-        if not harmless:
+        if key not in NEUTRAL_KEYS and not (key in OFF and value == OFF[key]):
             yield f"{prefix}{key} is {value!r}, which is not supported"
 
 
