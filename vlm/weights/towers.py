@@ -257,7 +257,7 @@ def _report(tower: Tower, config: VisionConfig, taken: int, left_out: list[str])
         how = f"{old}x{old} to {new}x{new} patches, bicubic, {antialias}"
     groups: dict[str, int] = {}
     prefix = tower.layout.prefix
-    for name in left_out:
+    for name in sorted(left_out):
         start = prefix if name.startswith(prefix) else ""
         group = start + name.removeprefix(start).split(".")[0]
         groups[group] = groups.get(group, 0) + 1
@@ -268,7 +268,7 @@ def _report(tower: Tower, config: VisionConfig, taken: int, left_out: list[str])
         f"{config.patch_size_px}",
         f"  taken: {taken} tensors, {kept}",
         f"  positions: {how}",
-        f"  new: tile positions and {config.num_global_layers} global layers, gates closed",
+        f"  new: tile positions, global layers ({config.num_global_layers}); gates closed",
         "  left out: " + (", ".join(f"{name} ({n})" for name, n in groups.items()) or "nothing"),
     )
 

@@ -103,7 +103,7 @@ def test_the_report_accounts_for_every_tensor(
         # 16 tensors a layer; class, patch and position embeddings; two norms.
         "  taken: 55 tensors, converted to our layers",
         "  positions: 4x4 to 6x6 patches, bicubic, not antialiased",
-        "  new: tile positions and 1 global layers, gates closed",
+        "  new: tile positions, global layers (1); gates closed",
         f"  left out: logit_scale (1), text_model ({text}), text_projection (1), "
         "vision_model.embeddings (1), visual_projection (1)",
     )
