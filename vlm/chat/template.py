@@ -14,14 +14,8 @@ from typing import Any, Literal
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from vlm.chat.tokenizer import (
-    CONFIG_FILE,
-    EOT_TOKEN,
-    IMAGE_TOKEN,
-    Tokenizer,
-    read_json_object,
-    read_utf8,
-)
+from vlm.chat.files import CONFIG_FILE, read_json_object, read_utf8
+from vlm.chat.tokenizer import EOT_TOKEN, IMAGE_TOKEN, Tokenizer
 from vlm.errors import UserError
 
 PartKind = Literal["text", "image"]

@@ -12,6 +12,14 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
+from vlm.chat.files import (
+    CONFIG_FILE,
+    GENERATION_FILE,
+    SPECIAL_TOKENS_FILE,
+    TOKENIZER_FILE,
+    read_json_object,
+    read_utf8,
+)
 from vlm.errors import UserError
 
 BOS_TOKEN = "<|begin_of_text|>"
@@ -53,10 +61,6 @@ WORDS = "|".join(
 # headers would cost a token a letter in a small vocabulary.
 HEADERS = ("user\n\n", "assistant\n\n")
 
-TOKENIZER_FILE = "tokenizer.json"
-CONFIG_FILE = "tokenizer_config.json"
-SPECIAL_TOKENS_FILE = "special_tokens_map.json"
-GENERATION_FILE = "generation_config.json"
 # Not passed on when a foreign folder is saved: the template has its own file, code is never run.
 DROPPED_KEYS = ("chat_template", "auto_map")
 
@@ -284,27 +288,6 @@ class Tokenizer:
                     f"the tokenizer turns the plain text {name!r} into the special token, so that "
                     "a caption could forge images and turns; use a byte-level BPE tokenizer"
                 )
-
-
-def read_utf8(path: Path) -> str:
-    """Read a text file that must be UTF-8."""
-    try:
-        return path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path.name} is not UTF-8 text: {error}") from error
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object; a missing file is an empty one."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(read_utf8(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path.name} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path.name} holds a {type(content).__name__}, needed: an object")
-    return content
 
 
 def _with_headers(texts: Iterable[str]) -> Iterator[str]:

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vlm.chat.files import GENERATION_FILE
 from vlm.chat.processor import Processor
-from vlm.chat.tokenizer import GENERATION_FILE
 from vlm.config import VLMConfig
 from vlm.errors import UserError
 from vlm.model import tensor_shapes

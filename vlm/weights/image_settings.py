@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from encoders.config import VisionConfig
-from vlm.chat.tokenizer import read_json_object
+from vlm.chat.files import read_json_object
 from vlm.errors import UserError
 
 SETTINGS_FILE = "preprocessor_config.json"

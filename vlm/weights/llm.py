@@ -13,8 +13,9 @@ from typing import Any
 from pydantic import ValidationError
 from transformers import LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
+from vlm.chat.files import read_json_object
 from vlm.chat.template import read_chat_format
-from vlm.chat.tokenizer import Tokenizer, read_json_object
+from vlm.chat.tokenizer import Tokenizer
 from vlm.decoder.config import CROSS_ATTENTION_PERIOD, ROPE_FIELDS, DecoderConfig
 from vlm.errors import UserError
 from vlm.weights.mllama_schema import NEUTRAL_KEYS, rope_words
@@ -126,7 +127,7 @@ def _checked_fields(content: dict[str, Any]) -> dict[str, Any]:
     own = {field.name for field in dataclasses.fields(family)} | OLDER_FIELDS
     known = WITHOUT_EFFECT | FIXED.keys() | (READ & own)
     for name, value in content.items():
-        if name not in known and value is not None and value is not False:
+        if name not in known and value is not False and value not in (None, "", [], {}):
             raise UserError(
                 f"{CONFIG_FILE} has {name}: {value!r}, which nothing here reads; "
                 "if the model does not depend on it, remove it there"
@@ -150,20 +151,21 @@ def _checked_fields(content: dict[str, Any]) -> dict[str, Any]:
 def _decoder_config(
     fields: Mapping[str, Any], max_positions: int, tokenizer: Tokenizer
 ) -> DecoderConfig:
-    num_heads, num_self_layers = fields["num_attention_heads"], fields["num_hidden_layers"]
+    num_self_layers = fields["num_hidden_layers"]
     read_only = {tokenizer.pad_id, tokenizer.image_id}
     written = [index for index in tokenizer.added_ids if index not in read_only]
     vocab_size = max([fields["vocab_size"], *(index + 1 for index in written)])
     bias = "qkvo" if fields.get("attention_bias") else None
+    head_size = fields.get("head_dim")
     shape = {
         "vocab_size": vocab_size,
         "num_extra_embeddings": max(0, tokenizer.vocab_size - vocab_size),
         "hidden_size": fields["hidden_size"],
         "intermediate_size": fields["intermediate_size"],
         "num_layers": num_layers_with_cross_attention(num_self_layers),
-        "num_heads": num_heads,
+        "num_heads": fields["num_attention_heads"],
         "num_kv_heads": fields["num_key_value_heads"],
-        "head_size": fields.get("head_dim") or fields["hidden_size"] // num_heads,
+        **({} if head_size is None else {"head_size": head_size}),
         "max_positions": max_positions,
         "norm_eps": fields["rms_norm_eps"],
         **_rope(fields),
@@ -205,7 +207,12 @@ def _rope(fields: Mapping[str, Any]) -> dict[str, Any]:
             f"there are default, {', '.join(ROPE_FIELDS)}"
         )
     if kind == "dynamic":
-        given.setdefault(words["original_max_positions"], fields["max_position_embeddings"])
+        trained, name = fields["max_position_embeddings"], words["original_max_positions"]
+        if given.setdefault(name, trained) != trained:
+            raise UserError(
+                f"rope_parameters.{name} is {given[name]}, and max_position_embeddings {trained}: "
+                "'dynamic' starts from the latter, so they must be equal"
+            )
     scaling = {ours: given.pop(theirs) for ours, theirs in words.items() if theirs in given}
     if given:
         name, value = next(iter(given.items()))

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlm.chat.tokenizer import IMAGE_TOKEN, TOKENIZER_FILE, read_json_object
+from vlm.chat.files import TOKENIZER_FILE, read_json_object
+from vlm.chat.tokenizer import IMAGE_TOKEN
 from vlm.config import VLMConfig
 from vlm.errors import UserError
 from vlm.model import tensor_shapes

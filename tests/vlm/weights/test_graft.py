@@ -569,6 +569,11 @@ REFUSED = {
     "rope_parameters.mrope_section": {
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2]}
     },
+    "rope_parameters.original_max_position_embeddings": {
+        "rope_parameters": DYNAMIC | {"original_max_position_embeddings": 16}
+    },
+    "layer_types": {"model_type": "qwen2", "layer_types": ["linear_attention"] * 6},
+    "attention_bias": {"model_type": "qwen2", "attention_bias": True},
     # Of other families, or of none: transformers' Llama would not read them.
     "sliding_window": {"sliding_window": 16},
     "logit_scale": {"logit_scale": 0.5},
