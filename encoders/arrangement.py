@@ -45,28 +45,31 @@ class TileGroups:
 
     Images of equal count form one dense attention call, so no tile is padded, nothing is masked,
     and an image's result cannot depend on the others. There are at most `max_num_tiles` groups.
+    Images are sorted by tile count, so that a group is a run of slots, which costs no copy.
     """
 
     def __init__(self, num_tiles: Sequence[int], device: torch.device) -> None:
         """Args: num_tiles: tiles of each image, in the order of the flat tile axis."""
-        counts = torch.tensor(num_tiles, device=device)
-        self.image_index = torch.arange(len(num_tiles), device=device).repeat_interleave(counts)
-        self.tile_index = torch.cat([torch.arange(count, device=device) for count in num_tiles])
-        starts: dict[int, list[int]] = {}
-        start = 0
-        for count in num_tiles:
-            starts.setdefault(count, []).append(start)
-            start += count
-        # (images of this count, count) int64 indices into the flat tile axis
-        self.members = [
-            torch.tensor(first, device=device).unsqueeze(1) + torch.arange(count, device=device)
-            for count, first in sorted(starts.items())
-        ]
-        self.single_group = len(self.members) == 1
+        order = sorted(range(len(num_tiles)), key=num_tiles.__getitem__)
+        counts = torch.tensor([num_tiles[image] for image in order], device=device)
+        self.image_index = torch.tensor(order, device=device).repeat_interleave(counts)
+        self.tile_index = torch.cat([torch.arange(num_tiles[i], device=device) for i in order])
+        # (first slot, end, images) of the images of each count
+        self.runs: list[tuple[int, int, int]] = []
+        for count in sorted(set(num_tiles)):
+            first, num_images = self.runs[-1][1] if self.runs else 0, num_tiles.count(count)
+            self.runs.append((first, first + count * num_images, num_images))
+        # (T,) int64, the tile in each slot and the slot of each tile; None where they are equal
+        self.tiles: Tensor | None = None
+        self.slots: Tensor | None = None
+        if order != list(range(len(order))):
+            starts = torch.tensor([0, *num_tiles[:-1]], device=device).cumsum(0)  # (images,)
+            self.tiles = starts[self.image_index] + self.tile_index
+            self.slots = self.tiles.argsort()
 
     def fill(self, patches: Tensor) -> Tensor:
         """A slot is a tile."""
-        return patches
+        return patches if self.tiles is None else patches.index_select(0, self.tiles)
 
     def to_layers(self, hidden: Tensor) -> Tensor:
         """The layers work on tiles, (T, N, D)."""
@@ -78,18 +81,15 @@ class TileGroups:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attend within each image; all tensors (T, N, H, D/H)."""
-        if self.single_group:
-            return attend_in_groups(query, key, value, len(self.members[0]))
-        output = torch.empty_like(query)
-        for members in self.members:
-            rows = members.flatten()
-            group = attend_in_groups(query[rows], key[rows], value[rows], len(members))
-            output = output.index_copy(0, rows, group)
-        return output
+        attended = [
+            attend_in_groups(query[first:end], key[first:end], value[first:end], num_images)
+            for first, end, num_images in self.runs
+        ]
+        return torch.cat(attended) if len(attended) > 1 else attended[0]
 
     def to_tiles(self, hidden: Tensor) -> Tensor:
-        """(T, N, D) as it is."""
-        return hidden
+        """(T, N, D) in the order in which the tiles came."""
+        return hidden if self.slots is None else hidden.index_select(0, self.slots)
 
 
 class PaddedImages:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from encoders.config import VisionConfig
 from encoders.tiling import supported_canvases
 
-# A new encoder tells places apart from the first step on: patch positions start as large as the
-# patches' content, and half open to the canvas. (Llama 3.2's gate started closed, on top of an
+# A new encoder tells places apart from the first step on, and goes on to when the patches' content
+# has grown: patch positions start larger than it, and half open to the canvas. (Llama 3.2's gate started closed, on top of an
 # encoder that knew single tiles.)
-POSITION_STD = 1.0
+POSITION_STD = 2.0
 START_GATE = 0.5
 
 

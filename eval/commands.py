@@ -1,11 +1,26 @@
-"""The command that measures a model."""
+"""The commands that measure: a model's answers, and our speed beside that of others.
+
+A speed comparison is a file in `eval/speed/` and a command of the group `bench` here.
+"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 app = typer.Typer(add_completion=False)
+bench = typer.Typer(
+    no_args_is_help=True,
+    help="Measure our speed and a peer's in one run, after checking that both answer alike.",
+)
+app.add_typer(bench, name="bench")
+
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Dtype = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the weights.")]
+Repeats = Annotated[int, typer.Option(min=1, help="Measured calls of each side, in turn.")]
+ReportFile = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE.json", help="Write machine and rows here.")
+]
 
 
 @app.command("eval")
@@ -30,7 +45,7 @@ def evaluate_model(
             "default: the evaluated ones."
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Measure a model on packed questions, beside what can be answered without looking.
 
@@ -62,3 +77,52 @@ def evaluate_model(
     write_report(report_path, evaluation.report, evaluation.predictions)
     print(f"report: {report_path} and {report_path.with_suffix('.md').name}")
     print(f"predictions: {predictions_path(report_path)}")
+
+
+@bench.command("encode")
+def bench_encode(
+    against: Annotated[
+        Literal["transformers"], typer.Option(help="The peer: its MllamaVisionModel, with SDPA.")
+    ] = "transformers",
+    tile_mix: Annotated[
+        str, typer.Option(metavar="N,N,...", help="Tiles of each image of the batch, 1 to 4.")
+    ] = "1,1,2,4",
+    padding_tiles: Annotated[
+        Literal["drop", "attend"] | None,
+        typer.Option(
+            help="drop computes the pictures' tiles only, attend what the peer computes. "
+            "Default: both, one after the other."
+        ),
+    ] = None,
+    size: Annotated[
+        Literal["tiny", "small", "11b"],
+        typer.Option(
+            help="small is the 11B's encoder in miniature: 8 local and 2 global layers 384 wide, "
+            "tiles of 224 px in patches of 14; about a minute on two CPU cores. 11b is the real "
+            "shape, for a GPU; tiny is for tests."
+        ),
+    ] = "small",
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    repeats: Repeats = 7,
+    report: ReportFile = None,
+) -> None:
+    """Measure the vision encoder on images of several tiles.
+
+    Both sides hold the same weights. transformers gets its pixels normalised and padded to four
+    tiles; we get bytes. The figures are the median milliseconds of a batch; a ratio above 1 means
+    that we are ahead.
+    """
+    from eval.speed.encode import compare_with_transformers, parse_tile_mix
+    from eval.speed.harness import SpeedReport, check_report_path, machine_facts, publish
+    from vlm.api import find_device
+
+    num_tiles, target = parse_tile_mix(tile_mix), find_device(device)
+    if report is not None:
+        check_report_path(report)
+    rows = []
+    for mode in (padding_tiles,) if padding_tiles else ("drop", "attend"):
+        row, agreement = compare_with_transformers(size, num_tiles, mode, target, dtype, repeats)
+        print(agreement)
+        rows.append(row)
+    publish(SpeedReport(machine=machine_facts(target), rows=rows), against, report)

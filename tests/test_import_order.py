@@ -22,7 +22,7 @@ MAY_IMPORT = {
         "vlm.errors",
         "encoders.tiling",
     ),
-    "eval": ("eval", "vlm", "data"),
+    "eval": ("eval", "data", "vlm", "encoders"),
     "training": ("training", "eval", "data", "vlm", "encoders", "projector"),
 }
 # Commands import these inside functions, so that `vlm COMMAND --help` answers at once.

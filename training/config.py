@@ -33,8 +33,10 @@ class InitFrom(BaseModel):
 
 
 class OptimConfig(BaseModel):
-    """AdamW and the learning-rate schedule (training/optim.py).
+    """The optimizer and its learning-rate schedule (training/optim.py).
 
+    kind: `muon` (training/muon.py) for the weights of hidden layers and AdamW for the rest; it
+        learns in fewer steps, each of which costs more.
     weight_decay: on matrices only.
     gate_rate_factor: the learning rate of tanh gates, as a multiple of the others'. A gate is one
         number that starts at zero, and until it has moved little passes it.
@@ -45,6 +47,7 @@ class OptimConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    kind: Literal["adamw", "muon"] = "adamw"
     learning_rate: PositiveFloat
     betas: tuple[float, float] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8

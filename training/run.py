@@ -78,15 +78,13 @@ def train_stage(config: TrainConfig, resume: bool = False) -> FitResult:
     accelerator = build_accelerator(config)
     for module in setup.modules.values():
         module.to(accelerator.device)
-    parts = parts_of(setup.modules)
-    freeze(setup.stage, parts)
-    parameters = [parameter for part in parts.values() for parameter in part.values()]
+    freeze(setup.stage, parts_of(setup.modules))
     trainer = Trainer(
         config,
         accelerator,
         setup.modules,
         setup.objective,
-        build_optimizer(parameters, config.optim),
+        build_optimizer(setup.modules.values(), config.optim),
         setup.train,
         None if setup.validation is None else partial(_validation_batches, setup),
         run_identity(setup),

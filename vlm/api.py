@@ -270,7 +270,7 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> Model:
             f"{folder} (stage {config.stage}) has no {' and no '.join(missing)}; "
             "load the folder of an align or finetune stage"
         )
-    target = _device(device)
+    target = find_device(device)
     if dtype not in (*DTYPES, "auto"):
         raise UserError(f"unknown dtype {dtype!r}; there are auto, {', '.join(DTYPES)}")
     weights_dtype = DTYPES[
@@ -287,7 +287,12 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> Model:
     return Model(network.requires_grad_(False), processor, folder)
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """Return the device that a user names; "auto" is the first GPU where there is one.
+
+    Raises:
+        UserError: there is no such device.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,4 +1,4 @@
-"""Padding tiles: attention as under Llama 3.2's mask, and no influence from image to image."""
+"""Who attends to whom: tiles in groups, and padding as under Llama 3.2's mask."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from transformers.models.mllama.modeling_mllama import _prepare_aspect_ratio_attention_mask
 
-from encoders.arrangement import PaddedImages
+from encoders.arrangement import PaddedImages, TileGroups, attend_in_groups
 from encoders.config import VisionConfig
 from vlm.config import VLMConfig
 
@@ -65,3 +65,18 @@ def test_padding_tiles_need_attention_over_the_image(tiny_config: VLMConfig) -> 
     with pytest.raises(ValidationError, match="needs local_attention 'image'"):
         VisionConfig.model_validate(vision)
     VisionConfig.model_validate({**vision, "local_attention": "image"})
+
+
+@pytest.mark.parametrize("num_tiles", [(2, 1, 4, 1, 3), (1, 1, 2, 4), (3, 3), (2,)])
+def test_groups_attend_within_each_image_and_keep_the_order(num_tiles: tuple[int, ...]) -> None:
+    groups = TileGroups(num_tiles, torch.device("cpu"))
+    tiles = torch.randn(sum(num_tiles), NUM_TOKENS, HEADS, SIZE)
+    slots = groups.fill(tiles)
+    assert torch.equal(groups.to_tiles(slots), tiles)
+    attended = groups.to_tiles(groups.attend(slots, slots, slots))
+    alone = [attend_in_groups(image, image, image, 1) for image in tiles.split(num_tiles)]
+    # The same sums, of images by themselves.
+    torch.testing.assert_close(attended, torch.cat(alone), rtol=0, atol=2e-6)
+    places = [(image, tile) for image, n in enumerate(num_tiles) for tile in range(n)]
+    held = torch.stack([groups.image_index, groups.tile_index], dim=1)
+    assert [tuple(place) for place in groups.to_tiles(held).tolist()] == places

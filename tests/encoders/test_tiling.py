@@ -1,66 +1,16 @@
-"""Tiling equals transformers' Mllama processor: canvas, size, pixels and order of tiles."""
-
-import random
+"""Pictures are cut into tiles row by row, on black; `test_tiling_parity.py` has the peer."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers.models.mllama import image_processing_pil_mllama as reference
 
-from encoders.tiling import choose_canvas, cut_tiles, fit_size, supported_canvases, tile_picture
+from encoders.tiling import cut_tiles, tile_picture
 
 
 def picture(width_px: int, height_px: int, seed: int = 0) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (height_px, width_px, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
-
-
-def random_sizes(number: int) -> list[tuple[int, int]]:
-    """Sizes of all magnitudes and shapes, and those next to multiples of usual tile sizes."""
-    rng = random.Random(0)
-    sizes = [(rng.randint(1, 3000), rng.randint(1, 3000)) for _ in range(number // 3)]
-    sizes += [
-        (int(4 ** rng.uniform(0, 6)), int(4 ** rng.uniform(0, 6))) for _ in range(number // 3)
-    ]
-    steps = [k * px + d for px in (224, 448, 560) for k in (1, 2, 3, 4) for d in (-1, 0, 1)]
-    sizes += [(rng.choice(steps), rng.choice(steps)) for _ in range(number // 3)]
-    return sizes
-
-
-@pytest.mark.parametrize("max_num_tiles", [1, 2, 3, 4, 6, 9])
-def test_canvases_come_in_the_order_of_aspect_ratio_ids(max_num_tiles: int) -> None:
-    expected = reference.get_all_supported_aspect_ratios(max_num_tiles)
-    assert list(supported_canvases(max_num_tiles)) == expected
-
-
-@pytest.mark.parametrize(("tile_size_px", "max_num_tiles"), [(224, 4), (448, 4), (560, 4), (48, 9)])
-def test_canvas_and_size_equal_transformers(tile_size_px: int, max_num_tiles: int) -> None:
-    used = set()
-    for height, width in random_sizes(600):
-        canvas = choose_canvas(height, width, tile_size_px, max_num_tiles)
-        used.add(canvas)
-        canvas_px = reference.get_optimal_tiled_canvas(height, width, max_num_tiles, tile_size_px)
-        assert tuple(side * tile_size_px for side in canvas) == canvas_px, (height, width)
-        size = fit_size(height, width, canvas, tile_size_px)
-        expected = reference.get_image_size_fit_to_canvas(height, width, *canvas_px, tile_size_px)
-        assert size == expected, (height, width, canvas)
-    assert used == set(supported_canvases(max_num_tiles))
-
-
-def test_pixels_and_order_equal_transformers() -> None:
-    processor = reference.MllamaImageProcessorPil(
-        size={"height": 32, "width": 32}, do_rescale=False, do_normalize=False, max_image_tiles=4
-    )
-    rng = random.Random(1)
-    for seed in range(40):
-        image = picture(rng.randint(1, 200), rng.randint(1, 200), seed)
-        ours = tile_picture(image, 32, 4)
-        theirs = processor(image, return_tensors="pt")
-        assert ours.aspect_ratio_id == theirs["aspect_ratio_ids"].item()
-        assert len(ours.tiles) == theirs["num_tiles"][0][0] == ours.canvas[0] * ours.canvas[1]
-        expected = theirs["pixel_values"][0, 0]
-        assert torch.equal(ours.tiles.to(expected.dtype), expected[: len(ours.tiles)])
 
 
 def test_tiles_are_cut_row_by_row() -> None:

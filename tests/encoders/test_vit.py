@@ -118,7 +118,8 @@ def test_the_output_is_the_final_state_and_the_entering_states_interleaved(
         lambda _, arguments: states.__setitem__(3, arguments[0])
     )
     encoder.global_layers[-1].register_forward_hook(lambda *call: final.append(call[2]))
-    features = torch.cat(encode(encoder, images))
+    # Sorted by tile count, as the layers have them.
+    features = torch.cat(encode(encoder, sorted(images, key=lambda image: len(image.tiles))))
     width = config.hidden_size
     assert torch.equal(features[..., :width], final[0])
     interleaved = features[..., width:].unflatten(-1, (width, 2))

@@ -43,7 +43,7 @@ def test_rates_rise_to_the_peak_once_and_then_never_rise(schedule: Any) -> None:
 def test_decay_shrinks_matrices_and_leaves_vectors_alone() -> None:
     module = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2), nn.Conv2d(2, 2, 1))
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    optimizer = build_optimizer(module.parameters(), make_config(weight_decay=0.5))
+    optimizer = build_optimizer([module], make_config(weight_decay=0.5))
     for parameter in module.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -53,7 +53,7 @@ def test_decay_shrinks_matrices_and_leaves_vectors_alone() -> None:
 
 
 def test_gates_do_not_decay(tiny_model: nn.Module) -> None:
-    groups = build_optimizer(tiny_model.parameters(), make_config()).param_groups
+    groups = build_optimizer([tiny_model], make_config()).param_groups
     assert [group["weight_decay"] for group in groups] == [0.1, 0.0, 0.0]
     undecayed = {id(parameter) for group in groups[1:] for parameter in group["params"]}
     named = dict(tiny_model.named_parameters())
@@ -65,7 +65,7 @@ def test_gates_do_not_decay(tiny_model: nn.Module) -> None:
 
 
 def test_gates_and_nothing_else_learn_at_their_own_rate(tiny_model: nn.Module) -> None:
-    groups = build_optimizer(tiny_model.parameters(), make_config(gate_rate_factor=5)).param_groups
+    groups = build_optimizer([tiny_model], make_config(gate_rate_factor=5)).param_groups
     assert [group["rate_factor"] for group in groups] == [1.0, 1.0, 5.0]
     names = {"gate", "attn_gate", "mlp_gate", "gate_attn", "gate_ffn"}
     named = tiny_model.named_parameters()
@@ -76,12 +76,12 @@ def test_gates_and_nothing_else_learn_at_their_own_rate(tiny_model: nn.Module) -
 def test_frozen_parameters_are_no_business_of_the_optimizer() -> None:
     module = nn.Linear(3, 2)
     module.bias.requires_grad_(False)
-    groups = build_optimizer(module.parameters(), make_config()).param_groups
+    groups = build_optimizer([module], make_config()).param_groups
     assert [len(group["params"]) for group in groups] == [1, 0, 0]
 
 
 def test_defaults_are_those_of_the_design() -> None:
-    optimizer = build_optimizer(nn.Linear(3, 2).parameters(), make_config())
+    optimizer = build_optimizer([nn.Linear(3, 2)], make_config())
     assert optimizer.defaults["betas"] == (0.9, 0.95) and optimizer.defaults["eps"] == 1e-8
     assert make_config().clip_norm == 1.0 and make_config().weight_decay == 0.1
 

@@ -1,0 +1,1 @@
+"""Side-by-side speed: us and a peer in one run; one file per comparison."""
