@@ -5,6 +5,9 @@ Where padding tiles are attended to, the first two axes are images and all token
 """
 
 import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -13,18 +16,27 @@ from torch import Tensor, nn
 from encoders.arrangement import Arrangement, attend_in_groups
 from encoders.config import VisionConfig
 
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+    {
+        "gelu": F.gelu,
+        "gelu_tanh": partial(F.gelu, approximate="tanh"),
+        # https://github.com/openai/CLIP/blob/main/clip/model.py
+        "quick_gelu": lambda hidden: hidden * torch.sigmoid(1.702 * hidden),
+    }
+)
+
 
 class VisionAttention(nn.Module):
-    """Bidirectional multi-head self-attention without biases."""
+    """Bidirectional multi-head self-attention."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        width = config.hidden_size
+        width, bias = config.hidden_size, config.attention_bias
         self.num_heads = config.num_heads
-        self.q_proj = nn.Linear(width, width, bias=False)
-        self.k_proj = nn.Linear(width, width, bias=False)
-        self.v_proj = nn.Linear(width, width, bias=False)
-        self.o_proj = nn.Linear(width, width, bias=False)
+        self.q_proj = nn.Linear(width, width, bias=bias)
+        self.k_proj = nn.Linear(width, width, bias=bias)
+        self.v_proj = nn.Linear(width, width, bias=bias)
+        self.o_proj = nn.Linear(width, width, bias=bias)
 
     def forward(self, hidden: Tensor, tiles: Arrangement | None) -> Tensor:
         """Return (T, N, D); `tiles` says who attends to whom, None keeps to each tile."""
@@ -52,6 +64,7 @@ class VisionBlock(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, width)
         self.input_layernorm = nn.LayerNorm(width, eps=config.norm_eps)
         self.post_attention_layernorm = nn.LayerNorm(width, eps=config.norm_eps)
+        self.activation = ACTIVATIONS[config.activation]
         self.gated = gated
         if gated:
             self.gate_attn = nn.Parameter(torch.full((1,), math.pi / 4))
@@ -61,5 +74,5 @@ class VisionBlock(nn.Module):
         """Return (T, N, D); `tiles` as in `VisionAttention`."""
         branch = self.self_attn(self.input_layernorm(hidden), tiles)
         hidden = hidden + (self.gate_attn.tanh() * branch if self.gated else branch)
-        branch = self.fc2(F.gelu(self.fc1(self.post_attention_layernorm(hidden))))
+        branch = self.fc2(self.activation(self.fc1(self.post_attention_layernorm(hidden))))
         return hidden + (self.gate_ffn.tanh() * branch if self.gated else branch)

@@ -1,12 +1,13 @@
 """The tiled vision encoder: local layers within a tile, gated global layers over an image.
 
-Axes: `T` tiles (of all images, one after the other), `N` tokens of a tile (class token, then
-patches row by row), `D` width. Architecture: Llama 3.2 Vision (https://arxiv.org/abs/2407.21783,
-section 7.2). `encoders.arrangement` says where tiles stand and whether there are empty ones.
+Axes: `T` tiles (of all images, one after the other), `N` tokens of a tile (class token, if there
+is one, then patches row by row), `D` width. Architecture: Llama 3.2 Vision
+(https://arxiv.org/abs/2407.21783, section 7.2). `encoders.arrangement` says where tiles stand and
+whether there are empty ones.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from encoders.arrangement import Arrangement, PaddedImages, TileGroups
 from encoders.blocks import VisionBlock
 from encoders.config import VisionConfig
 from encoders.positions import PatchPositionEmbedding, TilePositionEmbedding
+from encoders.towers import TimmTower
 
 
 class VisionEncoder(nn.Module):
@@ -23,18 +25,14 @@ class VisionEncoder(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.config = config
-        width = config.hidden_size
-        self.patch_embedding = nn.Conv2d(
-            3, width, config.patch_size_px, stride=config.patch_size_px, bias=False
-        )
-        self.class_embedding = nn.Parameter(width**-0.5 * torch.randn(width))
-        self.pre_tile_embedding = TilePositionEmbedding(config)
-        self.patch_position_embedding = PatchPositionEmbedding(config)
+        if config.tower is not None:
+            self.tower = TimmTower(config)
+        else:
+            self._make_embeddings(config)
         self.post_tile_embedding = TilePositionEmbedding(config)
-        self.layernorm_pre = nn.LayerNorm(width)
-        self.layernorm_post = nn.LayerNorm(width)
         self.local_layers = nn.ModuleList(
-            VisionBlock(config, gated=False) for _ in range(config.num_local_layers)
+            VisionBlock(config, gated=False)
+            for _ in range(config.num_local_layers if config.tower is None else 0)
         )
         self.global_layers = nn.ModuleList(
             VisionBlock(config, gated=True) for _ in range(config.num_global_layers)
@@ -42,8 +40,12 @@ class VisionEncoder(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Draw every weight matrix anew, preserving variance; tile gates stay closed."""
-        for module in self.modules():
+        """Draw every weight matrix anew, preserving variance; tile gates stay closed.
+
+        A tower keeps what its library drew.
+        """
+        own = [module for name, module in self.named_modules() if not name.startswith("tower")]
+        for module in own:
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
                 if module.bias is not None:
@@ -70,10 +72,34 @@ class VisionEncoder(nn.Module):
         tiles = self._arrange(num_tiles.tolist(), pixels.device)
         canvas, place = aspect_ratio_ids[tiles.image_index], tiles.tile_index  # (slots,)
 
+        if self.config.tower is not None:
+            hidden, states = self.tower(self._normalise(pixels), self.config.intermediate_layers)
+        else:
+            hidden, states = self._local_states(pixels, tiles, canvas, place)
+        hidden = hidden + tiles.spread(self.post_tile_embedding.offsets(canvas, place))
+        for layer in self.global_layers:
+            hidden = layer(hidden, tiles)
+
+        final = tiles.to_tiles(hidden)  # (T, N, D)
+        if not states:
+            return final
+        chosen = [states[index] for index in self.config.intermediate_layers]
+        interleaved = torch.stack(chosen, dim=-1).flatten(2)
+        return torch.cat([final, interleaved], dim=-1)  # (T, N, output_size)
+
+    def _local_states(
+        self, pixels: Tensor, tiles: Arrangement, canvas: Tensor, place: Tensor
+    ) -> tuple[Tensor, Mapping[int, Tensor]]:
+        """Return the normalised state after the local layers, and states that enter them (T, N, D).
+
+        Args:
+            canvas, place: (slots,) int64, aspect-ratio id and tile index of each slot.
+        """
         patches = self.patch_embedding(self._normalise(pixels)).flatten(2).transpose(1, 2)
-        hidden = self.pre_tile_embedding(tiles.fill(patches), canvas, place)  # (slots, N-1, D)
-        class_token = self.class_embedding.expand(len(hidden), 1, -1)
-        hidden = torch.cat([class_token.to(hidden.dtype), hidden], dim=1)  # (slots, N, D)
+        hidden = self.pre_tile_embedding(tiles.fill(patches), canvas, place)  # (slots, patches, D)
+        if self.config.num_prefix_tokens:
+            class_token = self.class_embedding.expand(len(hidden), 1, -1)
+            hidden = torch.cat([class_token.to(hidden.dtype), hidden], dim=1)  # (slots, N, D)
         hidden = self.patch_position_embedding(hidden, canvas, place)
         hidden = tiles.to_layers(self.layernorm_pre(hidden))
 
@@ -86,16 +112,20 @@ class VisionEncoder(nn.Module):
             hidden = layer(hidden, seen)
         if len(self.local_layers) in chosen:
             states[len(self.local_layers)] = tiles.to_tiles(hidden)
-        hidden = self.layernorm_post(hidden)
-        hidden = hidden + tiles.spread(self.post_tile_embedding.offsets(canvas, place))
-        for layer in self.global_layers:
-            hidden = layer(hidden, tiles)
+        return self.layernorm_post(hidden), states
 
-        final = tiles.to_tiles(hidden)  # (T, N, D)
-        if not chosen:
-            return final
-        interleaved = torch.stack([states[index] for index in chosen], dim=-1).flatten(2)
-        return torch.cat([final, interleaved], dim=-1)  # (T, N, output_size)
+    def _make_embeddings(self, config: VisionConfig) -> None:
+        """Make what stands before and after our own local layers."""
+        width, patch = config.hidden_size, config.patch_size_px
+        self.patch_embedding = nn.Conv2d(3, width, patch, stride=patch, bias=config.patch_bias)
+        if config.num_prefix_tokens:
+            self.class_embedding = nn.Parameter(width**-0.5 * torch.randn(width))
+        self.pre_tile_embedding = TilePositionEmbedding(config)
+        self.patch_position_embedding = PatchPositionEmbedding(config)
+        self.layernorm_pre: nn.Module = nn.Identity()
+        if config.pre_norm:
+            self.layernorm_pre = nn.LayerNorm(width, eps=config.outer_norm_eps)
+        self.layernorm_post = nn.LayerNorm(width, eps=config.outer_norm_eps)
 
     def _arrange(self, num_tiles: Sequence[int], device: torch.device) -> Arrangement:
         if self.config.padding_tiles == "drop":
@@ -104,7 +134,6 @@ class VisionEncoder(nn.Module):
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         """uint8 pixels to the weights' dtype, normalised by the configured mean and deviation."""
-        weight = self.patch_embedding.weight
         mean = torch.tensor(self.config.image_mean, device=pixels.device).view(3, 1, 1)
         std = torch.tensor(self.config.image_std, device=pixels.device).view(3, 1, 1)
-        return ((pixels.float() / 255 - mean) / std).to(weight.dtype)
+        return ((pixels.float() / 255 - mean) / std).to(self.post_tile_embedding.gate.dtype)

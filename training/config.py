@@ -17,7 +17,9 @@ class InitFrom(BaseModel):
 
     decoder: for `align`, the folder of a text stage, or of a Llama-shaped LLM in transformers'
         format. `model.decoder` may be the same path.
-    encoder: for `align`, the folder of an encoder stage.
+    encoder: for `align`, and if wanted for `encoder`, the folder of an encoder stage, or of a
+        vision tower of transformers, timm or open_clip. `model.vision` may start from the same
+        path.
     model: for `finetune`, the folder of an align (or finetune) stage.
     tokenizer: for `encoder`, a folder with a tokenizer; None trains one on the stage's texts.
     """

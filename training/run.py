@@ -17,6 +17,7 @@ from data.loader import Loader
 from data.pack import Manifest
 from data.shards import read_folder
 from encoders.text import build_text_tower
+from encoders.vit import VisionEncoder
 from training.config import TrainConfig
 from training.metrics import MetricsLog
 from training.objectives import Contrastive, ContrastiveHead, NextToken, Objective
@@ -25,6 +26,7 @@ from training.stages import STAGES, Stage, freeze, parts_of
 from training.trainer import FitResult, Trainer
 from vlm.chat.processor import Processor
 from vlm.config import dump_config
+from vlm.decoder.stack import Decoder
 from vlm.errors import UserError
 from vlm.model import VisionLanguageModel
 from vlm.provenance import commit, library_versions
@@ -40,6 +42,8 @@ from vlm.weights.folder import (
 )
 from vlm.weights.graft import graft_llm
 from vlm.weights.sections import read_section
+from vlm.weights.tower_folders import is_tower_folder
+from vlm.weights.towers import load_tower
 
 CONFIG_FILE = "train.yaml"
 
@@ -49,7 +53,7 @@ class Setup:
     """The objects of a run.
 
     modules: everything with parameters, by the name it has in model folders and checkpoints.
-    notes: what the user should know of weights that come from elsewhere, a sentence each.
+    notes: what the user should know of weights that come from elsewhere, a line each.
     """
 
     config: TrainConfig
@@ -115,13 +119,13 @@ def build_setup(config: TrainConfig) -> Setup:
     else:
         processor = Processor.from_folder(tokenizer_folder, config.model.vision)
     processor.tokenizer.check_fits(_vocabulary(config))
-    notes: list[str] = []
+    build = _contrastive_objects if config.stage == "encoder" else _language_objects
+    modules, objective = build(config, processor)
+    notes = _load_parents(config, modules)
     if config.stage == "encoder":
-        modules, objective = _contrastive_objects(config, processor)
         encode: Any = PairEncoder(processor, config.data.max_tokens)
         collate: Any = collate_pairs
     else:
-        modules, objective = _language_objects(config, processor, notes)
         encode = ChatEncoder(
             processor, config.data, "all" if config.stage == "text" else "assistant"
         )
@@ -132,7 +136,7 @@ def build_setup(config: TrainConfig) -> Setup:
     validation = None
     if data.validation:
         validation = Loader(data.validation, data, encode, collate, config.seed, shuffle=False)
-    return Setup(config, stage, processor, modules, objective, train, validation, tuple(notes))
+    return Setup(config, stage, processor, modules, objective, train, validation, notes)
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
@@ -184,29 +188,44 @@ def _contrastive_objects(
 
 
 def _language_objects(
-    config: TrainConfig, processor: Processor, notes: list[str]
+    config: TrainConfig, processor: Processor
 ) -> tuple[dict[str, nn.Module], Objective[Any]]:
     model = VisionLanguageModel(config.model, processor.tokenizer.image_id)
-    modules = {name: getattr(model, name) for name in ("encoder", "projector", "decoder")}
-    for component, source in _sources(config).items():
-        if is_model_folder(source):
-            load_component(modules[component], read_component(source, component), component, source)
-        else:
-            notes += graft_llm(model.decoder, source)
     kept = STAGES[config.stage].components
-    return {name: modules[name] for name in kept}, NextToken(model)
+    return {name: getattr(model, name) for name in kept}, NextToken(model)
+
+
+def _load_parents(config: TrainConfig, modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
+    """Load each component from where the stage starts; return notes on others' folders."""
+    notes: list[str] = []
+    for component, source in _sources(config).items():
+        module = modules[component]
+        if isinstance(module, VisionEncoder) and is_tower_folder(source):
+            notes += load_tower(module, source)
+        elif isinstance(module, Decoder) and not is_model_folder(source):
+            notes += graft_llm(module, source)
+        else:
+            load_component(module, read_component(source, component), component, source)
+    return tuple(notes)
 
 
 def _check_shape(config: TrainConfig, component: str, source: Path) -> None:
-    """Check that a component's section is the shape of what it starts from."""
+    """Check that a component's section is the shape of what it starts from.
+
+    A tower decides a part of its section, which is compared when it is loaded.
+    """
+    if component == "encoder" and is_tower_folder(source):
+        return
     section = {"encoder": "vision"}.get(component, component)
     ours = getattr(config.model, section)
     check_same_config(ours, read_section(type(ours), source), f"model.{section}", source)
 
 
 def _sources(config: TrainConfig) -> dict[str, Path]:
-    """Which folder each component of a language stage starts from."""
+    """Which folder each component of a stage starts from."""
     start = config.init_from
+    if config.stage == "encoder" and start.encoder is not None:
+        return {"encoder": start.encoder}
     if config.stage == "align":
         return {"decoder": cast(Path, start.decoder), "encoder": cast(Path, start.encoder)}
     if config.stage == "finetune":
@@ -227,7 +246,7 @@ def _check_parents(config: TrainConfig, stage: Stage) -> None:
         raise UserError(
             f"stage {config.stage} starts from init_from.{missing[0]}; set it to a model folder"
         )
-    allowed = {*stage.parents, *(("tokenizer",) if not stage.parents else ())}
+    allowed = {*stage.parents, *stage.options}
     if given - allowed:
         raise UserError(
             f"stage {config.stage} takes no init_from.{sorted(given - allowed)[0]}; "

@@ -22,11 +22,13 @@ class Stage:
     trained: the parts that learn; every other part is frozen.
     components: what its model folder holds.
     parents: the keys of `init_from` that it needs.
+    options: further keys of `init_from` that it takes.
     """
 
     trained: tuple[Part, ...]
     components: tuple[str, ...]
     parents: tuple[str, ...]
+    options: tuple[str, ...]
     objective: str
 
 
@@ -36,24 +38,28 @@ STAGES: Mapping[StageName, Stage] = MappingProxyType(
             trained=("decoder",),
             components=("decoder",),
             parents=(),
+            options=("tokenizer",),
             objective="next token on every token, pictures left out",
         ),
         "encoder": Stage(
             trained=("encoder", "text tower", "contrastive head"),
             components=("encoder", "text_tower"),
             parents=(),
+            options=("tokenizer", "encoder"),
             objective="image-text contrastive",
         ),
         "align": Stage(
             trained=("projector", "cross-attention"),
             components=("encoder", "projector", "decoder"),
             parents=("decoder", "encoder"),
+            options=(),
             objective="next token on the assistant's turns",
         ),
         "finetune": Stage(
             trained=("encoder", "projector", "cross-attention", "decoder"),
             components=("encoder", "projector", "decoder"),
             parents=("model",),
+            options=(),
             objective="next token on the assistant's turns",
         ),
     }

@@ -2,9 +2,10 @@
 
 `load_config` reads a file into a frozen pydantic model. A section may be written out or be a path:
 of another YAML file that holds it (`model: configs/model/tiny.yaml`), or of a folder of weights
-whose shape it is (`decoder: PATH/TO/LLM`). Dotted overrides (`model.decoder.hidden_size=64`) are
-applied after such paths have been read in. Whatever is wrong, a key, a type, a file, is reported
-in one line that names the file and the dotted path.
+whose shape it is (`decoder: PATH/TO/LLM`). Written out, it may begin with such a path (`from:
+PATH`) and change some keys. Dotted overrides (`model.decoder.hidden_size=64`) are applied after
+such paths have been read in. Whatever is wrong, a key, a type, a file, is reported in one line that
+names the file and the dotted path.
 """
 
 import json
@@ -27,8 +28,10 @@ from vlm.errors import UserError
 
 # The folder that holds `configs/`: a checkout, or site-packages.
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
-# What makes a folder one of weights.
-WEIGHTS_CONFIG_FILE = "config.json"
+# What makes a folder one of weights; the second is open_clip's.
+WEIGHTS_CONFIG_FILES = ("config.json", "open_clip_config.json")
+# The key of a section that holds the path of what the section's other keys change.
+BASE_KEY = "from"
 MAX_PROBLEMS_SHOWN = 3
 MAX_VALUE_CHARACTERS = 60
 FLOAT = re.compile(
@@ -131,11 +134,11 @@ def _find_path(name: str, folders: Sequence[Path], needed_by: str = "") -> Path:
     """Find a YAML file, or a folder of weights."""
     candidates = [folder / name for folder in [*folders, PACKAGE_ROOT]]
     for candidate in candidates:
-        if candidate.is_file() or (candidate / WEIGHTS_CONFIG_FILE).is_file():
+        if candidate.is_file() or any((candidate / f).is_file() for f in WEIGHTS_CONFIG_FILES):
             return candidate
     for candidate in candidates:
         if candidate.is_dir():
-            raise UserError(f"{needed_by}the folder {candidate} has no {WEIGHTS_CONFIG_FILE}")
+            raise UserError(f"{needed_by}the folder {candidate} has no {WEIGHTS_CONFIG_FILES[0]}")
         neighbours = [file.name for file in candidate.parent.glob("*.yaml")]
         near = get_close_matches(candidate.name, neighbours, n=1)
         if near:
@@ -184,11 +187,14 @@ def _include(value: Any, types: Types, keys: Keys, folder: Path, origins: Origin
 
     `value` is found at `keys`, may have `types`, and stands in a file of `folder`.
     """
-    if isinstance(value, str) and _sections(types) and not {str, Path} & set(types):
-        needed_by = f"{_origin(keys, origins)}: {_dotted(keys)}: "
-        path = _find_path(value, [Path(), folder], needed_by)
-        origins[keys] = str(path)
-        value, folder = _read_path(path, _sections(types)[0], needed_by), path.parent
+    found: Mapping[str, Any] | None = None
+    if isinstance(value, dict) and BASE_KEY in value and _sections(types):
+        changes = {key: child for key, child in value.items() if key != BASE_KEY}
+        origins.update({(*keys, key): _origin(keys, origins) for key in changes})
+        found = _read_base(value[BASE_KEY], types, keys, folder, origins)
+        value = changes
+    elif isinstance(value, str) and _sections(types) and not {str, Path} & set(types):
+        found, value = _read_base(value, types, keys, folder, origins), {}
     children: Mapping[Any, Any]
     if isinstance(value, dict):
         children = value
@@ -200,7 +206,34 @@ def _include(value: Any, types: Types, keys: Keys, folder: Path, origins: Origin
         key: _include(child, _types_below(types, key), (*keys, key), folder, origins)
         for key, child in children.items()
     }
+    if found is not None:
+        return _merged(found, filled)
     return filled if isinstance(value, dict) else list(filled.values())
+
+
+def _read_base(
+    name: Any, types: Types, keys: Keys, folder: Path, origins: Origins
+) -> Mapping[str, Any]:
+    """Return what the path `name`, which stands for the section at `keys`, holds."""
+    needed_by = f"{_origin(keys, origins)}: {_dotted(keys)}: "
+    if not isinstance(name, str):
+        raise UserError(f"{needed_by}{BASE_KEY} must be a path, not {_shown(name)}")
+    path = _find_path(name, [Path(), folder], needed_by)
+    origins[keys] = str(path)
+    data = _read_path(path, _sections(types)[0], needed_by)
+    included: Mapping[str, Any] = _include(data, types, keys, path.parent, origins)
+    return included
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with some keys changed, in sections below too."""
+    merged = dict(base)
+    for key, value in changes.items():
+        below = merged.get(key)
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            value = _merged(below, value)
+        merged[key] = value
+    return merged
 
 
 def _apply_override(data: Any, override: str, cls: type[BaseModel], origins: Origins) -> None:

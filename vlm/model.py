@@ -13,6 +13,7 @@ from projector.mlp import Projector
 from vlm.config import VLMConfig
 from vlm.decoder.masks import image_token_mask, visible_images
 from vlm.decoder.stack import Decoder, ImageContext
+from vlm.errors import UserError
 from vlm.inputs import ImageInputs, ModelInputs
 
 
@@ -22,13 +23,18 @@ class VisionLanguageModel(nn.Module):
     Args:
         config: shapes of the three parts.
         image_token_id: id of `<|image|>`, from which on a text token sees an image.
+    Raises:
+        UserError: the encoder's tower cannot be built, or has another shape than is said.
     """
 
     def __init__(self, config: VLMConfig, image_token_id: int) -> None:
         super().__init__()
         self.config = config
         self.image_token_id = image_token_id
-        self.encoder = VisionEncoder(config.vision)
+        try:
+            self.encoder = VisionEncoder(config.vision)
+        except ValueError as error:
+            raise UserError(f"model.vision: {error}") from error
         self.projector = Projector(
             config.projector, config.vision.output_size, config.decoder.hidden_size
         )

@@ -290,3 +290,30 @@ def test_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_bytes(b"\xff\xd8\xff\xe0")
     assert "run.yaml: cannot be read as text" in complaint(file)
+
+
+def test_a_section_may_change_some_keys_of_a_file(write: Write) -> None:
+    write("base.yaml", {**MODEL, "image_visibility": "all_previous"})
+    changes = {"from": "base.yaml", "vision": {"num_heads": 2}, "image_visibility": "latest"}
+    path = write("run.yaml", {"model": changes})
+    expected = {**MODEL, "vision": {**MODEL["vision"], "num_heads": 2}}
+    assert load_config(Run, path).model == VLMConfig.model_validate(expected)
+    # A whole file may start from another, and an override still comes last.
+    top = write("top.yaml", {"from": "run.yaml", "name": "other"})
+    run = load_config(Run, top, ["model.vision.num_heads=1"])
+    assert run.name == "other" and run.model is not None and run.model.vision.num_heads == 1
+
+
+def test_what_is_wrong_with_a_changed_section_names_its_file(write: Write) -> None:
+    write("base.yaml", MODEL)
+    path = write("run.yaml", {"model": {"from": "base.yaml", "vision": {"num_head": 2}}})
+    assert complaint(path) == (
+        "run.yaml: unknown key model.vision.num_head; did you mean model.vision.num_heads?"
+    )
+    broken = {**MODEL, "vision": {**MODEL["vision"], "num_heads": "many"}}
+    write("base.yaml", broken)
+    path = write("run.yaml", {"model": {"from": "base.yaml", "image_visibility": "latest"}})
+    assert complaint(path).startswith("base.yaml: model.vision.num_heads must be")
+    for wrong, shown in ((3, "3"), (None, "null")):
+        path = write("run.yaml", {"model": {"from": wrong}})
+        assert complaint(path) == f"run.yaml: model: from must be a path, not {shown}"
