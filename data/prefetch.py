@@ -104,7 +104,9 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 def _stage(
     source: Source[BatchT, StateT], device: torch.device
 ) -> Generator[_Item[BatchT, StateT], None, None]:
-    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    stream: torch.cuda.Stream | None = None
+    if device.type == "cuda":
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     for batch in source.batches():
         if stream is None:
             moved = map_tensors(batch, lambda tensor: tensor.to(device))
