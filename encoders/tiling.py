@@ -12,6 +12,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+# After these of Pillow's turns, height is width.
+SWAPPING_TURNS = frozenset(
+    {
+        Image.Transpose.TRANSPOSE,
+        Image.Transpose.TRANSVERSE,
+        Image.Transpose.ROTATE_90,
+        Image.Transpose.ROTATE_270,
+    }
+)
+
 
 @dataclass(frozen=True)
 class TiledImage:
@@ -144,26 +154,48 @@ def tile_picture(image: Image.Image, tile_size_px: int, max_num_tiles: int) -> T
 
 
 def tile_draft(
-    image: Image.Image, full_size_px: tuple[int, int], tile_size_px: int, max_num_tiles: int
+    image: Image.Image,
+    full_size_px: tuple[int, int],
+    tile_size_px: int,
+    max_num_tiles: int,
+    extent_px: tuple[float, float] | None = None,
+    turn: Image.Transpose | None = None,
 ) -> TiledImage:
     """Tile a picture that may have been decoded at a reduced scale, two to four times as fast.
 
     The canvas and the size on it are those of the full picture, the filter is the same; torch's
     8-bit kernel computes it. On a picture that was not reduced a pixel differs from
-    `tile_picture`'s by one of 255 steps at most, as transformers' torchvision processor does.
+    `tile_picture`'s by two of 255 steps at most, as transformers' torchvision processor does.
 
     Args:
         image: of mode RGB.
-        full_size_px: (height, width) of the full picture.
+        full_size_px: (height, width) of the full picture, upright.
+        extent_px: (height, width) of what the picture fills of `image`, from the top left on; None
+            is all of it. A reduced scale may end within a pixel.
+        turn: what makes the picture upright, if it does not stand so.
     Raises:
         ValueError: the picture is of another mode or has no pixels.
     """
-    canvas, size = place(*full_size_px, tile_size_px, max_num_tiles)
+    canvas, (height, width) = place(*full_size_px, tile_size_px, max_num_tiles)
     _check_mode(image)
     pixels = _pixels(image)
+    size = (width, height) if turn in SWAPPING_TURNS else (height, width)
     if pixels.shape[1:] != size:
-        pixels = F.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0]
+        pixels = _resize(pixels, size, extent_px or (image.height, image.width))
+    if turn is not None:  # when it is small; as Pillow, whose names these are
+        resized = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+        pixels = _pixels(resized.transpose(turn))
     return _tiled(pixels, canvas, tile_size_px, max_num_tiles)
+
+
+def _resize(pixels: Tensor, size: tuple[int, int], extent_px: tuple[float, float]) -> Tensor:
+    """Resize what fills `extent_px` of (3, H, W) to `size`."""
+    if extent_px == tuple(pixels.shape[1:]):
+        return F.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0]
+    # Torch has a factor for parts of a pixel and rounds the size down. What lies beyond the extent
+    # makes less than a pixel; the last digits keep the product from falling short of the size.
+    factors = [(1 + 1e-9) * side / extent for side, extent in zip(size, extent_px, strict=True)]
+    return F.interpolate(pixels[None], scale_factor=factors, mode="bilinear", antialias=True)[0]
 
 
 def _check_mode(image: Image.Image) -> None:

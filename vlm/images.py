@@ -60,7 +60,8 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-TURNED = frozenset(UPRIGHT[orientation] for orientation in (5, 6, 7, 8))  # sides change places
+# Those after which height is width.
+SWAPPING = frozenset(UPRIGHT[orientation] for orientation in (5, 6, 7, 8))
 
 MAX_PIXELS = 178_956_970  # where Pillow itself gives up: 0.5 GiB of RGB
 
@@ -71,14 +72,19 @@ class ImageError(UserError):
 
 @dataclass(frozen=True)
 class DraftImage:
-    """A picture that its decoder may have shrunk.
+    """A picture that its decoder may have shrunk, as it lies in its file.
 
-    image: upright, opaque, 8-bit RGB, for its pixels only: it may still carry the file's metadata.
-    full_size_px: (height, width) of the picture in the file, upright.
+    image: opaque, 8-bit RGB, for its pixels only: it may still carry the file's metadata.
+    extent_px: (height, width) of what the picture fills of `image`, from the top left on: where a
+        side is no multiple of the scale, the last pixels reach beyond it.
+    full_size_px: (height, width) of the picture, upright.
+    turn: what makes it upright, unless it lies so.
     """
 
     image: Image.Image
+    extent_px: tuple[float, float]
     full_size_px: tuple[int, int]
+    turn: Image.Transpose | None
 
 
 def read_image(
@@ -111,28 +117,26 @@ def read_draft(
     """Read a picture at the smallest scale of its format that is large enough.
 
     JPEG has four, 1, 1/2, 1/4 and 1/8, which its decoder computes without the full picture;
-    other formats are read in full. At a reduced scale a side is rounded up, so that the last row or
-    column may stand for less than a whole pixel; nothing corrects that.
+    other formats are read in full.
 
     Args:
         content: the encoded bytes.
-        needed_px: the (height, width) that an upright picture of this height and width is needed
-            in, at least; both sides of `DraftImage.image` are, unless the picture is smaller.
+        needed_px: from the upright picture's height and width, the (height, width) in which it is
+            needed at least; `DraftImage.extent_px` is that large, unless the picture is smaller.
         max_pixels: see `read_image`; the full size counts.
     Raises:
         ImageError: too large, damaged, or not a picture.
     """
     with _named_errors(""), _open(content) as image:
         _check_size(image, max_pixels)
-        upright = _upright(image)
-        turned = upright in TURNED
-        width_px, height_px = image.size
-        full_size_px = (width_px, height_px) if turned else (height_px, width_px)
-        height_px, width_px = needed_px(*full_size_px)
-        image.draft(None, (height_px, width_px) if turned else (width_px, height_px))
+        turn = _upright(image)
+        swaps = turn in SWAPPING
+        full_px = image.size if swaps else image.size[::-1]
+        needed = needed_px(*full_px)
+        reduced = image.draft(None, needed if swaps else needed[::-1])
         _load(image)
-        rgb = _convert(image)
-        return DraftImage(rgb if upright is None else rgb.transpose(upright), full_size_px)
+        extent_px = reduced[1][:1:-1] if reduced else image.size[::-1]
+        return DraftImage(_convert(image), extent_px, full_px, turn)
 
 
 def image_extension(content: bytes) -> str:

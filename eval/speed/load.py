@@ -36,8 +36,9 @@ from vlm.errors import UserError
 BATCH_SAMPLES = 8
 MAX_TOKENS = 4096  # longer than any caption: both sides load every sample
 VOCAB_SIZE = 1000
-# Two of 255 steps for another resizing kernel, and on average one for JPEG's reduced scales.
-MOST_STEPS, MEAN_STEPS = 2, 1.0
+# Of 255 steps: 2 for another resizing kernel; on average 1.5 for JPEG's reduced scales, whose
+# pixels are means over squares. A picture that lies half a pixel elsewhere is off by more.
+MOST_STEPS, MEAN_STEPS = 2, 1.5
 POOL_BATCHES = 2
 CHECKED_BATCHES = 2 * POOL_BATCHES  # whole pools: a pool is sorted by length
 

@@ -74,5 +74,22 @@ def test_a_reduced_picture_lies_where_the_full_one_would() -> None:
     """100 x 61 on tiles of 28: the reduced copy alone would be shaped 50 x 31, a row higher."""
     full = Image.new("RGB", (100, 61), "white")
     exact = tile_picture(full, 28, 4)
-    draft = tile_draft(full.resize((50, 31)), (61, 100), 28, 4)
+    draft = tile_draft(full.resize((50, 31)), (61, 100), 28, 4, extent_px=(30.5, 50.0))
     assert draft.canvas == exact.canvas and torch.equal(draft.tiles, exact.tiles)
+
+
+@pytest.mark.parametrize("turn", [None, *Image.Transpose])
+def test_a_scale_that_ends_within_a_pixel_moves_nothing(turn: Image.Transpose | None) -> None:
+    """Ramps of 405 x 301 pixels, of which an eighth is 50.625 x 37.625: 51 x 38, partly beyond."""
+    across, down = np.meshgrid(np.linspace(0, 255, 405), np.linspace(0, 255, 301))
+    full = Image.fromarray(np.stack([across, down, 255 - across], -1).astype(np.uint8))
+    padded = np.pad(np.asarray(full), ((0, 3), (0, 3), (0, 0)), mode="edge")
+    reduced = Image.fromarray(padded).reduce(8)
+    upright = full if turn is None else full.transpose(turn)
+    exact = tile_picture(upright, 12, 4)
+    size = upright.height, upright.width
+    draft = tile_draft(reduced, size, 12, 4, extent_px=(37.625, 50.625), turn=turn)
+    assert draft.canvas == exact.canvas
+    # 11 to 20 steps a pixel; with a part of a pixel taken for a whole one, the last are 12 off
+    apart = (draft.tiles.int() - exact.tiles.int()).abs()
+    assert apart.max() <= 5 and apart.float().mean() < 1

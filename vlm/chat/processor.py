@@ -141,8 +141,14 @@ class Processor:
         if not draft:
             return self.tile(read_image(content))
         tiles = self.vision.tile_size_px, self.vision.max_num_tiles
-        picture = read_draft(content, lambda height, width: place(height, width, *tiles)[1])
-        return tile_draft(picture.image, picture.full_size_px, *tiles)
+        draft_image = read_draft(content, lambda height, width: place(height, width, *tiles)[1])
+        return tile_draft(
+            draft_image.image,
+            draft_image.full_size_px,
+            *tiles,
+            draft_image.extent_px,
+            draft_image.turn,
+        )
 
     def _plan(
         self, structure: Structure, add_generation_prompt: bool
