@@ -17,6 +17,9 @@ class DataConfig(BaseModel):
         sample's pictures and not the other turns; the pictures are encoded once for all of them.
         For independent questions about a picture, not for conversations.
     max_turns: with `split_turns`, at most this many turns of a sample, drawn anew each epoch.
+    draft: large JPEGs are decoded at a reduced scale, and pictures resized by a faster kernel:
+        nearly the same pixels (docs/design.md). Off, a model is trained on exactly those that it
+        will be asked about.
     pool_batches: batches made from one pool of samples; within a pool, samples of like length
         share a batch.
     shuffle_shards: shards whose samples are shuffled together.
@@ -32,6 +35,7 @@ class DataConfig(BaseModel):
     max_tokens: PositiveInt
     split_turns: bool = False
     max_turns: PositiveInt | None = None
+    draft: bool = True
     pool_batches: PositiveInt = 16
     shuffle_shards: PositiveInt = 8
     num_workers: int = Field(default=0, ge=0)

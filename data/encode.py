@@ -13,7 +13,6 @@ from data.schema import ImagePart, Message, RawSample, Sample, TextPart
 from encoders.tiling import TiledImage
 from vlm.chat.processor import Processor
 from vlm.errors import UserError
-from vlm.images import read_image
 from vlm.inputs import Example
 
 Supervision = Literal["assistant", "all"]
@@ -80,7 +79,8 @@ class ChatEncoder:
         if self.supervision == "all":
             images, messages = [], without_images(raw.sample.messages)
         else:
-            images = [self.processor.tile(read_image(content)) for content in raw.images]
+            draft = self.config.draft
+            images = [self.processor.tile_file(content, draft) for content in raw.images]
             messages = raw.sample.messages
         chats = [messages]
         if self.config.split_turns:
@@ -106,12 +106,13 @@ class PairEncoder:
     """Encode a sample as its first picture and one text.
 
     The text is one of the sample's captions, drawn anew each epoch; where it has none, its
-    questions and answers in a new order, as many as fit into `max_tokens`.
+    questions and answers in a new order, as many as fit into `max_tokens`. draft: see `DataConfig`.
     """
 
-    def __init__(self, processor: Processor, max_tokens: int) -> None:
+    def __init__(self, processor: Processor, max_tokens: int, draft: bool = False) -> None:
         self.processor = processor
         self.max_tokens = max_tokens
+        self.draft = draft
 
     def __call__(self, raw: RawSample, rng: random.Random) -> PairRow:
         """Return the encoded pair; the same `rng` gives the same pair.
@@ -121,7 +122,7 @@ class PairEncoder:
         """
         if not raw.images:
             raise UserError("a text-only sample has no picture to contrast")
-        picture = self.processor.tile(read_image(raw.images[0]))
+        picture = self.processor.tile_file(raw.images[0], self.draft)
         text_ids = self._text_ids(raw.sample, rng)
         return PairRow(raw.key, picture, torch.tensor(text_ids))
 

@@ -123,7 +123,7 @@ def build_setup(config: TrainConfig) -> Setup:
     modules, objective = build(config, processor)
     notes = _load_parents(config, modules)
     if config.stage == "encoder":
-        encode: Any = PairEncoder(processor, config.data.max_tokens)
+        encode: Any = PairEncoder(processor, config.data.max_tokens, config.data.draft)
         collate: Any = collate_pairs
     else:
         encode = ChatEncoder(

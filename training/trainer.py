@@ -12,7 +12,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from data.loader import Loader, Row
+from data.loader import Loader, LoaderState, Row
+from data.prefetch import Prefetch, Staged
 from training.config import TrainConfig
 from training.metrics import MetricsLog
 from training.objectives import Objective
@@ -71,6 +72,7 @@ class Trainer(Generic[RowT, BatchT]):
         self.objective = objective
         self.optimizer = optimizer
         self.train = train
+        self.batches: Prefetch[BatchT, LoaderState] = Prefetch(train, accelerator.device)
         self.validation = validation
         self.identity = identity
         self.checkpoints = config.out / "checkpoints"
@@ -91,19 +93,18 @@ class Trainer(Generic[RowT, BatchT]):
     def fit(self, log: MetricsLog) -> FitResult:
         """Train up to `config.steps`; return the last figures."""
         config = self.config
-        batches = self.train.batches()
         window = _Window()
         figures: dict[str, float] = {}
         for module in self.modules.values():
             module.train()
         while self.step < config.steps:
             started = time.perf_counter()
-            micro_batches = [next(batches) for _ in range(config.gradient_accumulation)]
+            micro_batches = [next(self.batches) for _ in range(config.gradient_accumulation)]
             loss, norm = self._update(micro_batches)
             self.step += 1
             elapsed = time.perf_counter() - started
             self.seconds += elapsed
-            window.add(loss, micro_batches, elapsed)
+            window.add(loss, [batch.host for batch in micro_batches], elapsed)
             # At checkpoints too, so that a resumed run's averages cover the same steps.
             if self.step % config.log_every == 0 or self._due(config.checkpoint_every):
                 rate = self.optimizer.param_groups[0]["lr"]
@@ -115,6 +116,7 @@ class Trainer(Generic[RowT, BatchT]):
                 log.record(self.step, "validation", figures)
             if self._due(config.checkpoint_every) and self.step < config.steps:
                 log.message(f"saved {self.save()}")
+        self.batches.close()
         return FitResult(self.step, self.seconds, figures)
 
     def validate(self) -> dict[str, float]:
@@ -131,7 +133,7 @@ class Trainer(Generic[RowT, BatchT]):
 
     def save(self) -> Path:
         """Write a checkpoint of the current step."""
-        progress = Progress(self.step, self.train.state, self.seconds)
+        progress = Progress(self.step, self.batches.state, self.seconds)
         return save_checkpoint(
             self.checkpoints,
             progress,
@@ -141,18 +143,18 @@ class Trainer(Generic[RowT, BatchT]):
             self.config.keep_checkpoints,
         )
 
-    def _update(self, micro_batches: list[BatchT]) -> tuple[float, float]:
+    def _update(self, micro_batches: list[Staged[BatchT]]) -> tuple[float, float]:
         """One optimizer step; return the loss per term and the gradient norm before clipping."""
-        weight = sum(self.objective.weight(batch) for batch in micro_batches)
+        weight = sum(self.objective.weight(batch.host) for batch in micro_batches)
         total = 0.0
         for batch in micro_batches:
             with self._autocast():
-                loss = self.objective.loss(batch.to(self.accelerator.device))
+                loss = self.objective.loss(batch.on_device)
             # A batch without pictures has nothing to teach a stage that trains the vision only.
             if loss.total.requires_grad:
                 self.accelerator.backward(loss.total / weight)
             total += loss.total.item()
-        keys = ", ".join(key for batch in micro_batches for key in batch.keys[:8])
+        keys = ", ".join(key for batch in micro_batches for key in batch.host.keys[:8])
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip_norm).item()
         if not (math.isfinite(total) and math.isfinite(norm)):
             raise UserError(

@@ -1,9 +1,13 @@
 """Samples to rows: whose words a row holds, which of them are supervised, what is refused."""
 
+import io
 import random
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from data.config import DataConfig
 from data.encode import (
@@ -226,3 +230,23 @@ def test_question_answers_name_what_was_asked_and_its_type() -> None:
     assert question_answers(raw_sample(system="Be brief.").sample) == list(TURNS)
     untyped = Sample.parse(raw_sample().sample.model_dump(exclude={"turns"}))
     assert [kind for _, _, kind in question_answers(untyped)] == [None] * 3
+
+
+def test_drafts_are_laid_out_as_the_full_picture_with_nearly_its_pixels(
+    processor: Processor,
+) -> None:
+    """A JPEG of 8 times its size on the canvas: decoded at an eighth, unless draft is off."""
+    buffer = io.BytesIO()
+    ramp = np.linspace(0, 255, 301).astype(np.uint8)[None, :, None].repeat(280, 0).repeat(3, 2)
+    Image.fromarray(ramp).save(buffer, "JPEG", quality=95)
+    raw = raw_sample(TURNS)
+    raw = RawSample(raw.key, raw.sample, [buffer.getvalue()])
+    draft, exact = (
+        chat_encoder(processor, draft=draft)(raw, random.Random(0)).examples[0].images[0]
+        for draft in (True, False)
+    )
+    pair = PairEncoder(processor, 40, draft=True)(raw, random.Random(0)).image
+    assert torch.equal(pair.tiles, draft.tiles) and draft.canvas == exact.canvas
+    apart = (draft.tiles.int() - exact.tiles.int()).abs().float()
+    # The ramp rises 9 steps a pixel of the canvas; a reduced pixel may end up a third of one off.
+    assert 0 < apart.mean() < 2 and apart.max() <= 10
