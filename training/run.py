@@ -122,16 +122,14 @@ def build_setup(config: TrainConfig) -> Setup:
     build = _contrastive_objects if config.stage == "encoder" else _language_objects
     modules, objective = build(config, processor)
     notes = _load_parents(config, modules)
+    data = config.data
     if config.stage == "encoder":
-        encode: Any = PairEncoder(processor, config.data.max_tokens)
+        encode: Any = PairEncoder(processor, data.max_tokens)
         collate: Any = collate_pairs
     else:
-        encode = ChatEncoder(
-            processor, config.data, "all" if config.stage == "text" else "assistant"
-        )
-        collate = collate_chats
+        encode = ChatEncoder(processor, data, "all" if config.stage == "text" else "assistant")
+        collate = partial(collate_chats, sequence_tokens=data.max_tokens if data.packing else None)
     collate = partial(collate, pad_id=processor.tokenizer.pad_id)
-    data = config.data
     train = Loader(data.train, data, encode, collate, config.seed)
     validation = None
     if data.validation:

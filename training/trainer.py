@@ -12,7 +12,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from data.loader import Loader, Row
+from data.batches import Row
+from data.loader import Loader
 from training.config import TrainConfig
 from training.metrics import MetricsLog
 from training.objectives import Objective
@@ -29,6 +30,9 @@ class Batch(Protocol):
 
     @property
     def num_tokens(self) -> int: ...
+
+    @property
+    def padded_tokens(self) -> int: ...
 
     def to(self, device: torch.device) -> Self: ...
 
@@ -181,7 +185,7 @@ class _Window:
 
     def __init__(self) -> None:
         self.loss = 0.0
-        self.steps = self.samples = self.tokens = 0
+        self.steps = self.samples = self.tokens = self.padded_tokens = 0
         self.seconds = 0.0
 
     def add(self, loss: float, batches: Iterable[Batch], seconds: float) -> None:
@@ -190,6 +194,7 @@ class _Window:
         for batch in batches:
             self.samples += len(batch.keys)
             self.tokens += batch.num_tokens
+            self.padded_tokens += batch.padded_tokens
         self.seconds += seconds
 
     def figures(self) -> dict[str, float]:
@@ -197,4 +202,5 @@ class _Window:
             "loss": self.loss / self.steps,
             "samples_per_s": self.samples / self.seconds,
             "tokens_per_s": self.tokens / self.seconds,
+            "padding": 1 - self.tokens / self.padded_tokens,
         }
