@@ -74,16 +74,22 @@ def block_document_mask(document_ids: Tensor) -> "BlockMask":
 
 
 def attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, mask: "BlockMask") -> Tensor:
-    """Attention (B, H, S, d) through flex_attention; keys and values may have fewer heads."""
+    """Attention (B, H, S, d) through flex_attention; keys and values may have fewer heads.
+
+    Fused on CUDA. The CPU computes all scores, without a backward pass: that is for comparison.
+    """
+    from torch.nn.attention.flex_attention import flex_attention
+
+    attend = _fused_attention() if query.is_cuda else flex_attention
     # Unlike SDPA it does not cast under autocast, where rotated heads are float32.
     query, key = query.to(value.dtype), key.to(value.dtype)
     gqa = query.shape[1] != key.shape[1]
-    attended: Tensor = _flex_attention()(query, key, value, block_mask=mask, enable_gqa=gqa)
+    attended: Tensor = attend(query, key, value, block_mask=mask, enable_gqa=gqa)
     return attended
 
 
 @cache
-def _flex_attention() -> Callable[..., Any]:
+def _fused_attention() -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention)
