@@ -190,7 +190,8 @@ def _language_objects(
 ) -> tuple[dict[str, nn.Module], Objective[Any]]:
     model = VisionLanguageModel(config.model, processor.tokenizer.image_id)
     kept = STAGES[config.stage].components
-    return {name: getattr(model, name) for name in kept}, NextToken(model)
+    objective = NextToken(model, pictures=config.stage != "text")
+    return {name: getattr(model, name) for name in kept}, objective
 
 
 def _load_parents(config: TrainConfig, modules: Mapping[str, nn.Module]) -> tuple[str, ...]:

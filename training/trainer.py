@@ -15,6 +15,7 @@ from torch import nn
 from data.batches import Row
 from data.loader import Loader
 from training.config import TrainConfig
+from training.distributed import share_of_step, sum_over_ranks
 from training.metrics import MetricsLog
 from training.objectives import Objective
 from training.optim import learning_rate
@@ -147,15 +148,18 @@ class Trainer(Generic[RowT, BatchT]):
 
     def _update(self, micro_batches: list[BatchT]) -> tuple[float, float]:
         """One optimizer step; return the loss per term and the gradient norm before clipping."""
-        weight = sum(self.objective.weight(batch) for batch in micro_batches)
+        device = self.accelerator.device
+        terms = sum(self.objective.weight(batch) for batch in micro_batches)
+        weight = sum_over_ranks(terms, device)
         total = 0.0
         for batch in micro_batches:
             with self._autocast():
-                loss = self.objective.loss(batch.to(self.accelerator.device))
+                loss = self.objective.loss(batch.to(device))
             # A batch without pictures has nothing to teach a stage that trains the vision only.
             if loss.total.requires_grad:
-                self.accelerator.backward(loss.total / weight)
+                self.accelerator.backward(share_of_step(loss.total, weight))
             total += loss.total.item()
+        total = sum_over_ranks(total, device)
         keys = ", ".join(key for batch in micro_batches for key in batch.keys[:8])
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip_norm).item()
         if not (math.isfinite(total) and math.isfinite(norm)):
