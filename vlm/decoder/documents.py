@@ -80,8 +80,8 @@ def attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, mask: "BlockMask
     """
     from torch.nn.attention.flex_attention import flex_attention
 
-    attend = _fused_attention() if query.is_cuda else flex_attention
-    # Unlike SDPA it does not cast under autocast, where rotated heads are float32.
+    attend: Any = _fused_attention() if query.is_cuda else flex_attention
+    # Under autocast rotated heads are float32 and values are not; not every torch casts them here.
     query, key = query.to(value.dtype), key.to(value.dtype)
     gqa = query.shape[1] != key.shape[1]
     attended: Tensor = attend(query, key, value, block_mask=mask, enable_gqa=gqa)

@@ -90,6 +90,9 @@ def test_a_mask_in_blocks_says_what_the_dense_one_says(kv_heads: int) -> None:
     )
     found = attend_in_blocks(query, key, value, blocks)
     torch.testing.assert_close(found, expected, **TOLERANCE)
+    coarse = attend_in_blocks(query, key, value.bfloat16(), blocks)
+    # bf16 keeps 8 bits of values near 1.
+    torch.testing.assert_close(coarse, expected.bfloat16(), rtol=0.0, atol=5e-2)
 
 
 @torch.no_grad()
