@@ -12,7 +12,10 @@ class DataConfig(BaseModel):
     Exactly one of `batch_samples` and `batch_tokens` is set: samples of a batch, or text tokens of
     a batch with padding counted.
 
+    batch_tiles: at most so many tiles of pictures share a batch.
     max_tokens: samples with a longer row are rejected and counted.
+    packing: rows of a batch are put one after the other into sequences of at most `max_tokens`,
+        where each sees itself only. For next-token stages.
     split_turns: each question/answer turn of a sample becomes a row of its own, which sees the
         sample's pictures and not the other turns; the pictures are encoded once for all of them.
         For independent questions about a picture, not for conversations.
@@ -32,7 +35,9 @@ class DataConfig(BaseModel):
     validation: tuple[Path, ...] = ()
     batch_samples: PositiveInt | None = None
     batch_tokens: PositiveInt | None = None
+    batch_tiles: PositiveInt | None = None
     max_tokens: PositiveInt
+    packing: bool = False
     split_turns: bool = False
     max_turns: PositiveInt | None = None
     draft: bool = True

@@ -26,14 +26,15 @@ class ChatRows:
     examples: tuple[Example, ...]
 
     @property
-    def num_rows(self) -> int:
-        """Rows that the sample adds to a batch."""
-        return len(self.examples)
+    def row_tokens(self) -> tuple[int, ...]:
+        """Text tokens of each row."""
+        return tuple(len(example.input_ids) for example in self.examples)
 
     @property
-    def longest(self) -> int:
-        """Text tokens of its longest row."""
-        return max(len(example.input_ids) for example in self.examples)
+    def num_tiles(self) -> int:
+        """Tiles of its pictures, each picture counted once."""
+        images = {id(image): image for example in self.examples for image in example.images}
+        return sum(len(image.tiles) for image in images.values())
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,14 @@ class PairRow:
     text_ids: Tensor
 
     @property
-    def num_rows(self) -> int:
-        """A pair is one row."""
-        return 1
+    def row_tokens(self) -> tuple[int, ...]:
+        """Text tokens; a pair is one row."""
+        return (len(self.text_ids),)
 
     @property
-    def longest(self) -> int:
-        """Text tokens of the row."""
-        return len(self.text_ids)
+    def num_tiles(self) -> int:
+        """Tiles of the picture."""
+        return len(self.image.tiles)
 
 
 class ChatEncoder:

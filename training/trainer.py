@@ -12,9 +12,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from data.loader import Loader, LoaderState, Row
+from data.batches import Row
+from data.loader import Loader, LoaderState
 from data.prefetch import Prefetch, Staged
 from training.config import TrainConfig
+from training.distributed import share_of_step, sum_over_ranks
 from training.metrics import MetricsLog
 from training.objectives import Objective
 from training.optim import learning_rate
@@ -30,6 +32,9 @@ class Batch(Protocol):
 
     @property
     def num_tokens(self) -> int: ...
+
+    @property
+    def padded_tokens(self) -> int: ...
 
     def to(self, device: torch.device) -> Self: ...
 
@@ -145,15 +150,18 @@ class Trainer(Generic[RowT, BatchT]):
 
     def _update(self, micro_batches: list[Staged[BatchT]]) -> tuple[float, float]:
         """One optimizer step; return the loss per term and the gradient norm before clipping."""
-        weight = sum(self.objective.weight(batch.host) for batch in micro_batches)
+        device = self.accelerator.device
+        terms = sum(self.objective.weight(batch.host) for batch in micro_batches)
+        weight = sum_over_ranks(terms, device)
         total = 0.0
         for batch in micro_batches:
             with self._autocast():
                 loss = self.objective.loss(batch.on_device)
             # A batch without pictures has nothing to teach a stage that trains the vision only.
             if loss.total.requires_grad:
-                self.accelerator.backward(loss.total / weight)
+                self.accelerator.backward(share_of_step(loss.total, weight))
             total += loss.total.item()
+        total = sum_over_ranks(total, device)
         keys = ", ".join(key for batch in micro_batches for key in batch.host.keys[:8])
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip_norm).item()
         if not (math.isfinite(total) and math.isfinite(norm)):
@@ -183,7 +191,7 @@ class _Window:
 
     def __init__(self) -> None:
         self.loss = 0.0
-        self.steps = self.samples = self.tokens = 0
+        self.steps = self.samples = self.tokens = self.padded_tokens = 0
         self.seconds = 0.0
 
     def add(self, loss: float, batches: Iterable[Batch], seconds: float) -> None:
@@ -192,6 +200,7 @@ class _Window:
         for batch in batches:
             self.samples += len(batch.keys)
             self.tokens += batch.num_tokens
+            self.padded_tokens += batch.padded_tokens
         self.seconds += seconds
 
     def figures(self) -> dict[str, float]:
@@ -199,4 +208,5 @@ class _Window:
             "loss": self.loss / self.steps,
             "samples_per_s": self.samples / self.seconds,
             "tokens_per_s": self.tokens / self.seconds,
+            "padding": 1 - self.tokens / self.padded_tokens,
         }

@@ -157,8 +157,9 @@ def test_a_message_that_only_shows_a_picture_is_left_empty_in_text_training(
 
 def test_rows_count_for_what_they_add_to_a_batch(processor: Processor) -> None:
     sample = chat_encoder(processor, split_turns=True)(raw_sample(), random.Random(0))
-    assert sample.num_rows == 3
-    assert sample.longest == max(len(row.input_ids) for row in sample.examples)
+    assert sample.row_tokens == tuple(len(row.input_ids) for row in sample.examples)
+    # Three rows share the picture, whose tiles count once.
+    assert sample.num_tiles == len(sample.examples[0].images[0].tiles)
 
 
 def test_a_row_longer_than_max_tokens_is_refused_with_both_counts(processor: Processor) -> None:
