@@ -1,7 +1,7 @@
 """`vlm shards`: pack data into shards, check them, show them."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -9,7 +9,6 @@ from vlm.errors import UserError
 
 if TYPE_CHECKING:
     from data.pack import Manifest
-    from data.sources import Source
 
 EXAMPLE_REJECTS = 3
 
@@ -25,19 +24,27 @@ def pack_source(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="SOURCE", help="A file of captions, questions or chats, or its folder."
+            metavar="SOURCE",
+            help="A file of captions, questions or chats, a parquet file, or its folder.",
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder of shards to make.")],
     format_name: Annotated[
         str | None,
-        typer.Option("--format", help="captions, chat, coco, vqa2, llava or easy-vqa."),
+        typer.Option(
+            "--format",
+            help="captions, chat, coco, vqa2, llava, cauldron, questions or easy-vqa.",
+        ),
     ] = None,
     images: Annotated[
         Path | None, typer.Option(help="Folder or .tar of the pictures, if not beside SOURCE.")
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="Only rows whose `split` field is this.")
+        list[str] | None,
+        typer.Option(
+            help="NAME: only rows of this split. train=0.9,validation=0.1: divide by the "
+            "pictures' hash into OUT/train and OUT/validation. Both may be given.",
+        ),
     ] = None,
     group_by_image: Annotated[
         bool, typer.Option("--group-by-image", help="One sample for all questions of a picture.")
@@ -46,28 +53,54 @@ def pack_source(
         int | None, typer.Option(help="The last N pictures go to OUT/validation, others OUT/train.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N samples.")] = None,
+    max_side: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="PX", help="Shrink pictures with a longer side to this."),
+    ] = None,
+    dedup: Annotated[
+        Literal["sample", "picture"] | None,
+        typer.Option(
+            help="Leave out what repeats an earlier sample byte for byte; or also what shows a "
+            "picture that came before under another name.",
+        ),
+    ] = None,
     samples_per_shard: Annotated[int, typer.Option(min=1)] = 1000,
+    num_workers: Annotated[
+        int, typer.Option(min=0, help="Processes that read and decode; the shards are the same.")
+    ] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a pack that was stopped or killed.")
+    ] = False,
 ) -> None:
     """Pack pictures with captions, questions or chats into shards.
 
     SOURCE is a file, or a folder with one: a captions JSONL or CSV, chat JSONL, COCO captions,
-    VQA v2 questions, LLaVA instruct JSON, or easy-VQA questions. What cannot be used is left out,
-    counted, and listed in OUT/rejects.jsonl.
+    VQA v2 questions, LLaVA instruct JSON, The Cauldron's rows, questions JSONL or CSV, or easy-VQA
+    questions; parquet files or a folder of Hugging Face datasets; or a folder of pictures with a
+    .txt beside each. What cannot be used is left out, counted, and listed in OUT/rejects.jsonl.
     """
-    from data.pack import pack, require_new
+    from data.pack import PackSettings, Part, pack_parts
     from data.sources import open_source
+    from data.splits import choose_parts, read_split
+    from data.staging import require_new
 
-    require_new(out)
-    found = open_source(source, format_name, images, split, group_by_image)
+    require_new(out, resume)
+    chosen, shares = read_split(split or [])
+    found = open_source(source, format_name, images, chosen, group_by_image)
     if limit is not None:
         found = found.first(limit)
-    parts: dict[Path, Source] = {out: found}
-    if hold_out_last is not None:
-        train, validation = found.hold_out_last(hold_out_last)
-        parts = {out / "train": train, out / "validation": validation}
     typer.echo(f"{source}: {found.format}, {len(found):,} samples")
-    for folder, part in parts.items():
-        manifest = pack(part.read(), folder, samples_per_shard, total=len(part))
+    parts = {
+        name: Part(part.items, part.pictures, len(part), part.fingerprint)
+        for name, part in choose_parts(found, hold_out_last, shares).items()
+    }
+    settings = PackSettings(samples_per_shard, max_side, dedup, num_workers)
+    try:
+        manifests = pack_parts(parts, out, settings, resume)
+    except KeyboardInterrupt as interruption:
+        typer.echo(interruption, err=True)
+        raise
+    for folder, manifest in manifests.items():
         _print_summary(folder, manifest)
 
 
@@ -111,7 +144,7 @@ def show_shards(
 
 
 def _print_summary(folder: Path, manifest: "Manifest") -> None:
-    from data.pack import REJECTS_NAME, read_rejects, reject_summary
+    from data.rejects import REJECTS_NAME, read_rejects, reject_summary
 
     typer.echo(f"{folder}: {_contents(manifest)}")
     if manifest.num_rejects:
