@@ -58,11 +58,11 @@ def value_axis(values: Sequence[float]) -> Axis:
 
 
 class Bar(NamedTuple):
-    """What lies in [low, high), or in [low, high] for the last."""
+    """How many values lie in [low, high)."""
 
-    low: float
-    high: float
-    count: int
+    low: int
+    high: int
+    number: int
 
 
 def bars(counts: Mapping[int, int]) -> list[Bar]:
@@ -94,7 +94,7 @@ def histogram(title: str, unit: str, counts: Mapping[int, int]) -> str:
         unit: of the values, for the axis; as in `px`.
     """
     drawn = bars(counts)
-    axis = linear_axis(max((bar.count for bar in drawn), default=1))
+    axis = linear_axis(max((bar.number for bar in drawn), default=1))
     first, last = (drawn[0].low, drawn[-1].high) if drawn else (0, 1)
     step = drawn[0].high - first if drawn else 1
     left, _, right, bottom = PLOT_PX
@@ -104,12 +104,12 @@ def histogram(title: str, unit: str, counts: Mapping[int, int]) -> str:
 
     parts = [value_grid(axis)]
     for bar in drawn:
-        top = value_y(bar.count, axis)
+        top = value_y(bar.number, axis)
         shown = f"{bar.low:,}" if step == 1 else f"{bar.low:,} to {bar.high - 1:,}"
         parts.append(
             f'<rect class=bar x="{x(bar.low):.1f}" y="{top:.1f}" '
             f'width="{max(x(bar.high) - x(bar.low) - BAR_GAP_PX, 1):.1f}" '
-            f'height="{bottom - top:.1f}"><title>{shown} {escape(unit)}: {bar.count:,}</title>'
+            f'height="{bottom - top:.1f}"><title>{shown} {escape(unit)}: {bar.number:,}</title>'
             "</rect>"
         )
     # A bar of one value has its label in the middle, a wider one at the edge where it begins.

@@ -40,7 +40,17 @@ class PictureTable:
     def __init__(self, path: Path, files: list[TableFile], elsewhere: Sequence[Place]) -> None:
         self.path = path
         self.elsewhere = elsewhere
+        self._listed = files
         self._files = {file.name: file.path for file in files}
+        # What was opened belongs to this object: a file of the same path may be another later.
+        self._arrow_table = lru_cache(maxsize=64)(_arrow_table)
+        self._row_groups = lru_cache(maxsize=64)(_row_groups)
+        # Rows are asked for in their order, so the group read last is the one that is needed.
+        self._parquet_column = lru_cache(maxsize=2)(_parquet_column)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the files itself."""
+        return PictureTable, (self.path, self._listed, self.elsewhere)
 
     def find(self, name: str) -> bytes | None:
         """The bytes of one picture, or None if it is not there.
@@ -53,7 +63,7 @@ class PictureTable:
             return None
         file, row, column, index = pieces.groups()
         try:
-            cell = _cell(self._files[file], int(row), column)
+            cell = self._cell(self._files[file], int(row), column)
         except _arrow_errors() as error:
             raise UserError(f"bad table: {self._files[file]}: {error}") from error
         if index is not None:
@@ -65,6 +75,13 @@ class PictureTable:
                 content = next((bytes_ for bytes_ in found if bytes_ is not None), None)
             return content
         return cell if isinstance(cell, bytes) else None
+
+    def _cell(self, path: Path, row: int, column: str) -> Any:
+        if path.suffix == ".arrow":
+            return self._arrow_table(path)[column][row].as_py()
+        starts = self._row_groups(path)
+        group = bisect_right(starts, row) - 1
+        return self._parquet_column(path, group, column)[row - starts[group]].as_py()
 
 
 def find_tables(source: Path) -> list[TableFile]:
@@ -180,15 +197,6 @@ def _holds_pictures(kind: Any) -> bool:
     return types.is_struct(kind) and {field.name for field in kind} == {"bytes", "path"}
 
 
-def _cell(path: Path, row: int, column: str) -> Any:
-    if path.suffix == ".arrow":
-        return _arrow_table(path)[column][row].as_py()
-    starts = _row_groups(path)
-    group = bisect_right(starts, row) - 1
-    return _parquet_column(path, group, column)[row - starts[group]].as_py()
-
-
-@lru_cache(maxsize=64)
 def _arrow_table(path: Path) -> "pyarrow.Table":
     pa = _pyarrow()
     # Mapped: only the pages that are used are read.
@@ -199,7 +207,6 @@ def _arrow_table(path: Path) -> "pyarrow.Table":
         return pa.ipc.open_file(mapped).read_all()
 
 
-@lru_cache(maxsize=64)
 def _row_groups(path: Path) -> list[int]:
     """The first row of each row group."""
     from pyarrow import parquet
@@ -209,8 +216,6 @@ def _row_groups(path: Path) -> list[int]:
     return [0, *accumulate(counts)][:-1]
 
 
-# Rows are asked for in their order, so the group read last is the one that is needed.
-@lru_cache(maxsize=2)
 def _parquet_column(path: Path, group: int, column: str) -> "pyarrow.ChunkedArray":
     from pyarrow import parquet
 

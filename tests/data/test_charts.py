@@ -14,12 +14,12 @@ def test_bars_are_few_equal_round_and_lose_nothing(smallest: int, largest: int) 
     counts = Counter(smallest + rng.randint(0, largest) for _ in range(500))
     drawn = bars(counts)
     assert 1 <= len(drawn) <= MAX_BARS + 1
-    assert sum(bar.count for bar in drawn) == 500
+    assert sum(bar.number for bar in drawn) == 500
     assert drawn[0].low <= min(counts) and max(counts) < drawn[-1].high
     (step,) = {bar.high - bar.low for bar in drawn}
     assert re.fullmatch("[125]0*", str(step))
     for bar in drawn:
-        assert bar.count == sum(n for value, n in counts.items() if bar.low <= value < bar.high)
+        assert bar.number == sum(n for value, n in counts.items() if bar.low <= value < bar.high)
 
 
 def test_heights_are_in_proportion_and_stay_in_the_plot() -> None:

@@ -170,7 +170,7 @@ def test_split_shares_make_parts_and_split_names_choose_rows(
     options = ("--split", "train", "--split", "one=0.5,two=0.5")
     assert vlm("pack", photos, tmp_path / "out", *options) == 0
     keys = [[raw.key for raw in read_folder(tmp_path / "out" / part)] for part in ("one", "two")]
-    assert sorted(sum(keys, [])) == ["0", "1", "3", "5"] and all(keys)
+    assert sorted(keys[0] + keys[1]) == ["0", "1", "3", "5"] and all(keys)
     assert vlm("pack", photos, tmp_path / "bad", "--split", "one=0.5,two=0.6") == 2
     assert "add up to 1.1, not 1" in capsys.readouterr().err
 

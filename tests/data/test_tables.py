@@ -194,3 +194,10 @@ def test_without_pyarrow_the_error_names_the_extra(
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match=r"need pyarrow: install the extra, .*vlm\[parquet\]"):
         open_source(tmp_path / "t.parquet")
+
+
+def test_a_table_that_was_replaced_is_read_anew(tmp_path: Path) -> None:
+    for first in (1, 5):
+        parquet.write_table(captions(first, 2), tmp_path / "t.parquet")
+        kept, _ = read(tmp_path / "t.parquet")
+        assert kept[0].images == [picture(first)]
