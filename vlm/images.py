@@ -150,6 +150,18 @@ def image_extension(content: bytes) -> str:
         return EXTENSIONS[image.format]
 
 
+def image_size(content: bytes) -> tuple[int, int]:
+    """Width and height of the upright picture in encoded bytes, from their header.
+
+    Raises:
+        ImageError: not a picture in a format that is read.
+    """
+    with _named_errors(""), _open(content) as image:
+        width_px, height_px = image.size
+        lies = _upright(image) in [UPRIGHT[orientation] for orientation in (5, 6, 7, 8)]
+        return (height_px, width_px) if lies else (width_px, height_px)
+
+
 def _open(content: bytes) -> Image.Image:
     return Image.open(BytesIO(content), formats=_OPENED)
 
