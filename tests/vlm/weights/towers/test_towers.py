@@ -20,7 +20,7 @@ from vlm.weights.towers import load_tower, tower_config
 MakeEncoder = Callable[..., VisionEncoder]
 BuildTower = Callable[[str, Path], Any]
 # float32 rounding over three layers whose states are around 1; queries, keys and values are
-# multiplied apart here and together in timm and open_clip. Observed: below 3e-6.
+# multiplied apart here and together in timm and open_clip.
 TOLERANCE = {"rtol": 0.0, "atol": 2e-5}
 
 
