@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, m
 
 from data.config import DataConfig
 from encoders.config import TextTowerConfig
+from vlm.adapters.config import LoraConfig
 from vlm.config import VLMConfig
 
 StageName = Literal["text", "encoder", "align", "finetune"]
@@ -78,6 +79,8 @@ class TrainConfig(BaseModel):
     """One stage of training.
 
     out: run folder; the finished model folder is `out` itself, checkpoints lie below it.
+    lora: for `finetune`, what learns through adapters on a base that stays as it is; `out` then
+        becomes the adapter's folder. None trains the weights themselves.
     steps: optimizer steps.
     gradient_accumulation: batches a step; the loss is weighted by supervised tokens, as if they
         were one batch.
@@ -94,6 +97,7 @@ class TrainConfig(BaseModel):
     model: VLMConfig
     contrastive: ContrastiveConfig | None = None
     init_from: InitFrom = InitFrom()
+    lora: LoraConfig | None = None
     data: DataConfig
     optim: OptimConfig
     steps: PositiveInt
@@ -111,6 +115,15 @@ class TrainConfig(BaseModel):
     def _check(self) -> Self:
         if (self.stage == "encoder") != (self.contrastive is not None):
             raise ValueError("the section contrastive belongs to stage encoder, and to it alone")
+        if self.lora and self.stage != "finetune":
+            raise ValueError(
+                f"the section lora belongs to stage finetune; stage {self.stage} trains weights"
+            )
+        if self.lora and self.lora.base_weights != "float32" and self.precision != "bf16":
+            raise ValueError(
+                f"lora.base_weights {self.lora.base_weights} computes in bfloat16: "
+                f"set precision to bf16, it is {self.precision}"
+            )
         if self.contrastive and self.data.packing:
             raise ValueError("data.packing joins chats; stage encoder compares pairs, one by one")
         if self.contrastive and self.data.max_tokens > self.contrastive.text_tower.max_tokens:

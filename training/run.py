@@ -19,19 +19,21 @@ from data.shards import read_folder
 from encoders.text import build_text_tower
 from encoders.vit import VisionEncoder
 from training.config import TrainConfig
+from training.lora import adapter_tensors, add_adapters, empty_base
 from training.metrics import MetricsLog
 from training.objectives import Contrastive, ContrastiveHead, NextToken, Objective
 from training.optim import build_optimizer
-from training.stages import STAGES, Stage, freeze, parts_of
+from training.stages import STAGES, Stage, freeze, parts_of, stage_of
 from training.trainer import FitResult, Trainer
+from vlm.adapters.folder import AdapterConfig, save_adapter
 from vlm.chat.processor import Processor
 from vlm.config import dump_config
 from vlm.decoder.stack import Decoder
 from vlm.errors import UserError
 from vlm.model import VisionLanguageModel
 from vlm.provenance import commit, library_versions
-from vlm.weights.folder import CONFIG_FILE as FOLDER_CONFIG_FILE
 from vlm.weights.folder import (
+    ADAPTER_FILE,
     FORMAT,
     FolderConfig,
     check_same_config,
@@ -40,6 +42,7 @@ from vlm.weights.folder import (
     read_component,
     save_folder,
 )
+from vlm.weights.folder import CONFIG_FILE as FOLDER_CONFIG_FILE
 from vlm.weights.graft import graft_llm
 from vlm.weights.sections import read_section
 from vlm.weights.tower_folders import is_tower_folder
@@ -54,6 +57,7 @@ class Setup:
 
     modules: everything with parameters, by the name it has in model folders and checkpoints.
     notes: what the user should know of weights that come from elsewhere, a line each.
+    adapter: which adapters are trained, and on what; None where the weights are.
     """
 
     config: TrainConfig
@@ -64,6 +68,7 @@ class Setup:
     train: Loader[Any, Any]
     validation: Loader[Any, Any] | None
     notes: tuple[str, ...] = ()
+    adapter: AdapterConfig | None = None
 
 
 def train_stage(config: TrainConfig, resume: bool = False) -> FitResult:
@@ -108,7 +113,7 @@ def train_stage(config: TrainConfig, resume: bool = False) -> FitResult:
 
 def build_setup(config: TrainConfig) -> Setup:
     """Build a stage's modules from its parents, and its data."""
-    stage = STAGES[config.stage]
+    stage = stage_of(config)
     _check_parents(config, stage)
     for component, source in _sources(config).items():
         _check_shape(config, component, source)
@@ -122,6 +127,10 @@ def build_setup(config: TrainConfig) -> Setup:
     build = _contrastive_objects if config.stage == "encoder" else _language_objects
     modules, objective = build(config, processor)
     notes = _load_parents(config, modules)
+    adapter = None
+    if config.lora is not None:
+        adapter = AdapterConfig.on(cast(Path, config.init_from.model), config.lora)
+        notes += add_adapters(objective.model, config.lora)
     data = config.data
     if config.stage == "encoder":
         encode: Any = PairEncoder(processor, data.max_tokens, data.draft)
@@ -134,7 +143,7 @@ def build_setup(config: TrainConfig) -> Setup:
     validation = None
     if data.validation:
         validation = Loader(data.validation, data, encode, collate, config.seed, shuffle=False)
-    return Setup(config, stage, processor, modules, objective, train, validation, notes)
+    return Setup(config, stage, processor, modules, objective, train, validation, notes, adapter)
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
@@ -156,6 +165,8 @@ def run_identity(setup: Setup) -> dict[str, Any]:
     free = {"out", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "device"}
     identity = setup.config.model_dump(mode="json", exclude=free)
     del identity["data"]["num_workers"]  # the order of samples does not depend on it
+    if setup.adapter is not None:
+        identity["base_sha256"] = setup.adapter.base.sha256
     identity["manifests"] = [m.sha256 for m in setup.train.order.manifests]
     return identity
 
@@ -163,10 +174,12 @@ def run_identity(setup: Setup) -> dict[str, Any]:
 def describe_parts(setup: Setup) -> str:
     """The stage's table: part, parameters, trained or frozen; and the notes."""
     lines = [f"stage {setup.config.stage}: {setup.stage.objective}"]
-    for part, parameters in parts_of(setup.modules).items():
+    parts = parts_of(setup.modules)
+    width = max(16, *map(len, parts))
+    for part, parameters in parts.items():
         count = sum(parameter.numel() for parameter in parameters.values())
         state = "trained" if part in setup.stage.trained else "frozen"
-        lines.append(f"  {part:<16} {count:>14,}  {state}")
+        lines.append(f"  {part:<{width}} {count:>14,}  {state}")
     lines += setup.notes
     return "\n".join(lines)
 
@@ -188,7 +201,11 @@ def _contrastive_objects(
 def _language_objects(
     config: TrainConfig, processor: Processor
 ) -> tuple[dict[str, nn.Module], Objective[Any]]:
-    model = VisionLanguageModel(config.model, processor.tokenizer.image_id)
+    image_id = processor.tokenizer.image_id
+    if config.lora is None:
+        model = VisionLanguageModel(config.model, image_id)
+    else:
+        model = empty_base(config.model, image_id, config.lora)
     kept = STAGES[config.stage].components
     objective = NextToken(model, pictures=config.stage != "text")
     return {name: getattr(model, name) for name in kept}, objective
@@ -289,7 +306,7 @@ def _check_run_folder(out: Path, resume: bool) -> None:
         raise UserError(
             f"{out} already holds a run; resume it with --resume auto, or choose another out="
         )
-    if resume and (out / FOLDER_CONFIG_FILE).exists():
+    if resume and any((out / name).exists() for name in (FOLDER_CONFIG_FILE, ADAPTER_FILE)):
         raise UserError(
             f"{out} holds a finished model, so there is nothing to resume; "
             "train on from it in another out="
@@ -305,6 +322,19 @@ def _save_model(setup: Setup, result: FitResult) -> None:
             {"folder": str(folder), "manifest_sha256": Manifest.read(folder).sha256}
             for folder in folders
         ]
+    provenance = {
+        "stage": config.stage,
+        "steps": result.steps,
+        "seed": config.seed,
+        "figures": dict(result.figures),
+        "parents": parents,
+        "data": data,
+        "commit": commit(),
+        "versions": library_versions(),
+    }
+    if setup.adapter is not None:
+        save_adapter(config.out, setup.adapter, adapter_tensors(setup.modules), provenance)
+        return
     save_folder(
         config.out,
         FolderConfig(
@@ -316,14 +346,5 @@ def _save_model(setup: Setup, result: FitResult) -> None:
         ),
         {name: setup.modules[name] for name in setup.stage.components},
         setup.processor,
-        {
-            "stage": config.stage,
-            "steps": result.steps,
-            "seed": config.seed,
-            "figures": dict(result.figures),
-            "parents": parents,
-            "data": data,
-            "commit": commit(),
-            "versions": library_versions(),
-        },
+        provenance,
     )

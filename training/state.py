@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from data.loader import LoaderState
+from training.lora import changing_tensors
 from vlm.errors import UserError
-from vlm.weights.comparison import differences, listed
+from vlm.weights.comparison import differences, listed, mismatches
 from vlm.weights.folder import flush_files, write_json
 
 TENSORS_FILE = "tensors.safetensors"
@@ -101,11 +102,13 @@ def load_checkpoint(
             f"the configuration has changed since {path}: {listed(changed)}; "
             "put it back, or start anew in another run folder (out=...)"
         )
-    for component, module in modules.items():
-        prefix = f"model.{component}."
-        module.load_state_dict(
-            {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
-        )
+    stored = {name: t for name, t in tensors.items() if name.startswith("model.")}
+    places = _module_tensors(modules)
+    problems = mismatches(_shapes(places), _shapes(stored))
+    if problems:
+        raise UserError(f"checkpoint {path} does not match the model: {listed(problems)}")
+    for name, place in places.items():
+        place.data.copy_(stored[name])
     _restore_optimizer(optimizer, tensors)
     torch.set_rng_state(tensors["random.cpu"])
     if torch.cuda.is_available() and "random.cuda" in tensors:
@@ -117,9 +120,13 @@ def load_checkpoint(
 def _module_tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     return {
         f"model.{component}.{name}": tensor
-        for component, module in modules.items()
-        for name, tensor in module.state_dict().items()
+        for component, tensors in changing_tensors(modules).items()
+        for name, tensor in tensors.items()
     }
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -38,6 +38,8 @@ from vlm.weights.tensors import (
 
 CONFIG_FILE = "config.json"
 PROVENANCE_FILE = "provenance.json"
+# In an adapter's folder (vlm/adapters/folder.py), which has no configuration of a model.
+ADAPTER_FILE = "adapter.json"
 FORMAT = "vlm-1"
 # Format, and stage, of a transformers folder.
 MLLAMA = "mllama"
@@ -112,6 +114,11 @@ def read_folder_config(folder: Path) -> FolderConfig:
             another kind of model, or one of Mllama's that we cannot compute exactly.
     """
     path = folder / CONFIG_FILE
+    if not path.is_file() and (folder / ADAPTER_FILE).is_file():
+        raise UserError(
+            f"{folder} holds an adapter, not a whole model; "
+            f"`vlm convert merge {folder} OUT` makes one of it"
+        )
     if not path.is_file():
         what = "there is no such folder" if not folder.exists() else f"it has no {CONFIG_FILE}"
         raise UserError(f"{folder} is not a model folder: {what}")

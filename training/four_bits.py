@@ -1,0 +1,42 @@
+"""Linear layers held in 4 bits, by bitsandbytes: NF4, its constants quantised once more.
+
+https://arxiv.org/abs/2305.14314
+"""
+
+import torch
+from torch import nn
+
+from vlm.errors import UserError
+
+
+def hold_in_four_bits(blocks: nn.Module) -> None:
+    """Replace every linear layer below a module by one that holds its weight in 4 bits.
+
+    It does so from the moment that it is moved to a device; biases stay as they are. The layers
+    compute in bfloat16, and their weights cannot be trained.
+
+    Raises:
+        UserError: bitsandbytes is not installed.
+    """
+    try:
+        from bitsandbytes.nn import Linear4bit, Params4bit
+    except ImportError as error:
+        raise UserError(
+            "lora.base_weights nf4 needs bitsandbytes, which is not installed: "
+            "pip install 'vlm[quant]', or set lora.base_weights to bfloat16"
+        ) from error
+    for parent in list(blocks.modules()):
+        for name, layer in list(parent.named_children()):
+            if not isinstance(layer, nn.Linear):
+                continue
+            with torch.device("meta"):  # only the new layer's form is wanted
+                smaller = Linear4bit(
+                    layer.in_features,
+                    layer.out_features,
+                    bias=layer.bias is not None,
+                    compute_dtype=torch.bfloat16,
+                    quant_type="nf4",
+                )
+            smaller.weight = Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
+            smaller.bias = layer.bias
+            setattr(parent, name, smaller)
