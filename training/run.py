@@ -130,6 +130,7 @@ def build_setup(config: TrainConfig) -> Setup:
     adapter = None
     if config.lora is not None:
         adapter = AdapterConfig.on(cast(Path, config.init_from.model), config.lora)
+        assert isinstance(objective, NextToken)
         notes += add_adapters(objective.model, config.lora)
     data = config.data
     if config.stage == "encoder":
@@ -333,7 +334,8 @@ def _save_model(setup: Setup, result: FitResult) -> None:
         "versions": library_versions(),
     }
     if setup.adapter is not None:
-        save_adapter(config.out, setup.adapter, adapter_tensors(setup.modules), provenance)
+        tensors = adapter_tensors(setup.modules)
+        save_adapter(config.out, setup.adapter, config.model, tensors, provenance)
         return
     save_folder(
         config.out,

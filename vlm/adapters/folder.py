@@ -21,6 +21,7 @@ from torch import Tensor
 from vlm.adapters.config import LoraConfig, LoraTarget
 from vlm.adapters.layers import MATRIX, adapted_layers, adapter_shapes
 from vlm.chat.files import read_json_object
+from vlm.config import VLMConfig
 from vlm.errors import UserError
 from vlm.model import VisionLanguageModel
 from vlm.weights.comparison import listed, mismatches
@@ -50,11 +51,16 @@ PREFIX = "base_model.model."
 
 
 class Base(BaseModel):
-    """The model that an adapter belongs to: where it lies, and the hash of its weights."""
+    """The model that an adapter belongs to.
+
+    format: of its folder (vlm/weights/folder.py).
+    sha256: of its weights (vlm/weights/fingerprint.py).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     folder: Path
+    format: str
     sha256: str
 
 
@@ -70,7 +76,10 @@ class AdapterConfig(BaseModel):
     @classmethod
     def on(cls, base: Path, lora: LoraConfig) -> "AdapterConfig":
         """Describe adapters on the model in a folder; reads all of its weights."""
-        return cls(format=FORMAT, base=Base(folder=base, sha256=weights_sha256(base)), lora=lora)
+        found = Base(
+            folder=base, format=read_folder_config(base).format, sha256=weights_sha256(base)
+        )
+        return cls(format=FORMAT, base=found, lora=lora)
 
 
 @dataclass(frozen=True)
@@ -123,6 +132,8 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         UserError: `adapter.json` is missing, damaged, or of another format.
     """
     path = folder / ADAPTER_FILE
+    if not path.is_file():
+        raise UserError(f"{folder} is not the folder of an adapter: it has no {ADAPTER_FILE}")
     try:
         config = AdapterConfig.model_validate(read_json_object(path))
     except ValidationError as error:
@@ -150,8 +161,7 @@ def read_adapter(folder: Path) -> Adapter:
             f"{found}, needed: {config.base.sha256}; an adapter fits the model that it was trained "
             "on, and no other"
         )
-    with torch.device("meta"):
-        model = VisionLanguageModel(read_folder_config(base).model, image_token_id=0)
+    model = _shell(read_folder_config(base).model)
     tensors = _read_tensors(folder / WEIGHTS_FILE)
     problems = mismatches(
         adapter_shapes(model, config.lora),
@@ -166,19 +176,20 @@ def read_adapter(folder: Path) -> Adapter:
 def save_adapter(
     folder: Path,
     config: AdapterConfig,
+    model: VLMConfig,
     tensors: Mapping[str, Tensor],
     provenance: Mapping[str, Any],
 ) -> None:
     """Write an adapter into `folder`, beside what a run keeps there, `adapter.json` last.
 
     Args:
+        model: the base's shape.
         tensors: by the names that `adapter_shapes` gives them.
     """
-    found = read_folder_config(config.base.folder)
-    with torch.device("meta"):
-        model = VisionLanguageModel(found.model, image_token_id=0)
-    rename = _mllama_layer if found.format == MLLAMA else str
-    layers = {rename(name): target for name, target in adapted_layers(model, config.lora).items()}
+    rename = _mllama_layer if config.base.format == MLLAMA else str
+    layers = {
+        rename(name): target for name, target in adapted_layers(_shell(model), config.lora).items()
+    }
     described = peft_config(layers).to_dict()
     described |= {
         "base_model_name_or_path": str(config.base.folder),
@@ -216,6 +227,12 @@ def peft_config(layers: Mapping[str, LoraTarget]) -> "peft.LoraConfig":
         alpha_pattern=alphas,
         target_modules=list(layers),
     )
+
+
+def _shell(config: VLMConfig) -> VisionLanguageModel:
+    """A model of a shape, without numbers."""
+    with torch.device("meta"):
+        return VisionLanguageModel(config, image_token_id=0)
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
