@@ -1,4 +1,4 @@
-"""docs/finetune.md tells the truth: its commands run, on a small random Mllama and rendered scenes."""
+"""docs/finetune.md tells the truth: its commands run, on a small random Mllama."""
 
 import json
 import re

@@ -1,6 +1,7 @@
 """Adapters on a frozen base, put there by peft; the gates of cross-attention learn with them."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,20 +38,21 @@ def add_adapters(model: VisionLanguageModel, config: LoraConfig) -> tuple[str, .
     adds nothing until it has learnt. Adapters are float32, whatever the base is held in.
     """
     from peft import inject_adapter_in_model  # takes seconds, and few runs have adapters
-    from peft.functional import cast_adapter_dtype
 
     layers = adapted_layers(model, config)
     if config.base_weights == "nf4":
         hold_in_four_bits(model.decoder.layers)
-        model.is_loaded_in_4bit = True  # where peft looks for it
+        host: Any = model
+        host.is_loaded_in_4bit = True  # where peft looks for it
     inject_adapter_in_model(peft_config(layers), model, NAME)
-    cast_adapter_dtype(model, NAME)
     for name, target in layers.items():
-        layer = model.get_submodule(name)
+        layer: Any = model.get_submodule(name)
+        layer.lora_A.float()
+        layer.lora_B.float()
         # Where dtypes differ autocast sees to it; a copy of the inputs in float32 is for nothing.
         layer.cast_input_dtype_enabled = False
         if target.dropout:
-            layer.get_submodule("lora_dropout")[NAME] = nn.Dropout(target.dropout)
+            layer.lora_dropout[NAME] = nn.Dropout(target.dropout)
     return tuple(
         f"{target_set}: adapters of rank {target.rank}, times {target.scale:g}, on "
         f"{sum(found is target for found in layers.values())} layers"

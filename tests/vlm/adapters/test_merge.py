@@ -81,8 +81,6 @@ def test_a_folder_that_holds_something_is_left_alone(
     write_adapter(tmp_path / "adapter", base)
     with pytest.raises(UserError, match="is not empty; choose another folder"):
         merge(tmp_path / "adapter", base)
-    with pytest.raises(
-        UserError, match="nowhere is not the folder of an adapter: it has no adapter.json"
-    ):
+    with pytest.raises(UserError, match="nowhere is not the folder of an adapter: it has no"):
         merge(tmp_path / "nowhere", tmp_path / "out")
     assert not (tmp_path / "out").exists()
