@@ -5,7 +5,7 @@ from torch import nn
 
 from data.collate import ChatBatch, PairBatch
 from training.config import TrainConfig
-from training.run import Setup, build_setup, describe_parts
+from training.run import Setup, build_accelerator, build_setup, describe_parts
 from training.stages import freeze, parts_of
 from vlm.inputs import ImageInputs
 
@@ -59,7 +59,8 @@ def _activation_bytes(setup: Setup, batch: ChatBatch | PairBatch) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, nn.Identity()):
+    precision = build_accelerator(setup.config).autocast()
+    with precision, torch.autograd.graph.saved_tensors_hooks(keep, nn.Identity()):
         loss = setup.objective.loss(batch)
     del loss
     return sum(kept.values())

@@ -12,8 +12,8 @@ from vlm.errors import UserError
 def hold_in_four_bits(blocks: nn.Module) -> None:
     """Replace every linear layer below a module by one that holds its weight in 4 bits.
 
-    It does so from the moment that it is moved to a device; biases stay as they are. The layers
-    compute in bfloat16, and their weights cannot be trained.
+    It does so from the moment that it is moved to a device. The layers compute in bfloat16, biases
+    included, and cannot be trained.
 
     Raises:
         UserError: bitsandbytes is not installed.
@@ -39,4 +39,6 @@ def hold_in_four_bits(blocks: nn.Module) -> None:
                 )
             smaller.weight = Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
             smaller.bias = layer.bias
+            # Its other form for CPUs takes whole blocks of inputs only, and is for inference.
+            smaller.support_avx512bf16_for_cpu = False
             setattr(parent, name, smaller)

@@ -217,7 +217,6 @@ def test_the_loss_falls_on_a_few_samples(
     config = lora_config(
         tmp_path / "out",
         steps=40,
-        log_every=10,
         data={"train": [shards / "validation"], "validation": []},
         optim={"learning_rate": 3e-2, "warmup_steps": 4},
     )
