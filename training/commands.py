@@ -64,7 +64,7 @@ def train_finetune(
     resume: Resume = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Train everything on the assistant's turns."""
+    """Train everything, or LoRA adapters, on the assistant's turns."""
     _train("finetune", config, overrides or [], resume, dry_run)
 
 

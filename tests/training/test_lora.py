@@ -110,7 +110,8 @@ def learns(name: str) -> bool:
 def test_each_target_set_has_its_rank_and_every_linear_layer_an_adapter(
     lora_config: MakeConfig, tmp_path: Path, tiny_model: VisionLanguageModel
 ) -> None:
-    tensors = adapter_tensors(start(lora_config(tmp_path))[0].modules)
+    setup, _, _ = start(lora_config(tmp_path))
+    tensors = adapter_tensors(setup.modules)
     layers = {
         name: module
         for name, module in tiny_model.named_modules()
@@ -124,6 +125,14 @@ def test_each_target_set_has_its_rank_and_every_linear_layer_an_adapter(
     for layer_name in CROSSING:
         expected |= {f"{layer_name}{gate}": (1,) for gate in ("attn_gate", "mlp_gate")}
     assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == expected
+    for name in layers:
+        component, _, path = name.partition(".")
+        layer: Any = setup.modules[component].get_submodule(path)
+        target = LORA[target_set(name)]
+        dropout = layer.lora_dropout["default"]
+        share = dropout.p if isinstance(dropout, nn.Dropout) else 0.0
+        assert share == target.get("dropout", 0.0)
+        assert layer.scaling["default"] == target["alpha"] / target["rank"]
 
 
 @pytest.mark.parametrize("only", LORA)

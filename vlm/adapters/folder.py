@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -39,9 +39,6 @@ from vlm.weights.folder import (
 )
 from vlm.weights.mllama_names import mllama_name, name_in_memory, our_name
 from vlm.weights.tensors import read_header, read_tensors
-
-if TYPE_CHECKING:
-    import peft
 
 FORMAT = "vlm-adapter-1"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -213,7 +210,7 @@ def save_adapter(
     temporary.rmdir()
 
 
-def peft_config(layers: Mapping[str, LoraTarget]) -> "peft.LoraConfig":
+def peft_config(layers: Mapping[str, LoraTarget]) -> Any:
     """peft's configuration of adapters on these layers; it has one dropout for all, left at 0."""
     import peft  # takes seconds, and merging needs none of it
 
@@ -222,7 +219,7 @@ def peft_config(layers: Mapping[str, LoraTarget]) -> "peft.LoraConfig":
     alphas = {name: t.alpha for name, t in layers.items() if t.alpha != usual.alpha}
     return peft.LoraConfig(
         r=usual.rank,
-        lora_alpha=usual.alpha,  # type: ignore[arg-type]  # it only divides by the rank
+        lora_alpha=usual.alpha,  # type: ignore[arg-type]  # a number to divide by the rank
         rank_pattern=ranks,
         alpha_pattern=alphas,
         target_modules=list(layers),
