@@ -40,11 +40,15 @@ def _swap_two(tensors: dict[str, Tensor]) -> None:
     tensors[NORM], tensors[other] = tensors[other], tensors[NORM]
 
 
+def _rename(tensors: dict[str, Tensor]) -> None:
+    tensors[f"{NORM}_"] = tensors.pop(NORM)
+
+
 def _change_dtype(tensors: dict[str, Tensor]) -> None:
     tensors[NORM] = tensors[NORM].half()
 
 
-@pytest.mark.parametrize("change", [_flip_one_bit, _swap_two, _change_dtype])
+@pytest.mark.parametrize("change", [_flip_one_bit, _swap_two, _rename, _change_dtype])
 def test_any_change_of_the_weights_changes_it(
     change: Callable[[dict[str, Tensor]], None], folder: Path
 ) -> None:
