@@ -12,11 +12,17 @@ class DataConfig(BaseModel):
     Exactly one of `batch_samples` and `batch_tokens` is set: samples of a batch, or text tokens of
     a batch with padding counted.
 
+    batch_tiles: at most so many tiles of pictures share a batch.
     max_tokens: samples with a longer row are rejected and counted.
+    packing: rows of a batch are put one after the other into sequences of at most `max_tokens`,
+        where each sees itself only. For next-token stages.
     split_turns: each question/answer turn of a sample becomes a row of its own, which sees the
         sample's pictures and not the other turns; the pictures are encoded once for all of them.
         For independent questions about a picture, not for conversations.
     max_turns: with `split_turns`, at most this many turns of a sample, drawn anew each epoch.
+    draft: large JPEGs are decoded at a reduced scale, and pictures resized by a faster kernel:
+        nearly the same pixels (docs/design.md). Off, a model is trained on exactly those that it
+        will be asked about.
     pool_batches: batches made from one pool of samples; within a pool, samples of like length
         share a batch.
     shuffle_shards: shards whose samples are shuffled together.
@@ -29,9 +35,12 @@ class DataConfig(BaseModel):
     validation: tuple[Path, ...] = ()
     batch_samples: PositiveInt | None = None
     batch_tokens: PositiveInt | None = None
+    batch_tiles: PositiveInt | None = None
     max_tokens: PositiveInt
+    packing: bool = False
     split_turns: bool = False
     max_turns: PositiveInt | None = None
+    draft: bool = True
     pool_batches: PositiveInt = 16
     shuffle_shards: PositiveInt = 8
     num_workers: int = Field(default=0, ge=0)

@@ -13,7 +13,6 @@ from data.schema import ImagePart, Message, RawSample, Sample, TextPart
 from encoders.tiling import TiledImage
 from vlm.chat.processor import Processor
 from vlm.errors import UserError
-from vlm.images import read_image
 from vlm.inputs import Example
 
 Supervision = Literal["assistant", "all"]
@@ -27,14 +26,15 @@ class ChatRows:
     examples: tuple[Example, ...]
 
     @property
-    def num_rows(self) -> int:
-        """Rows that the sample adds to a batch."""
-        return len(self.examples)
+    def row_tokens(self) -> tuple[int, ...]:
+        """Text tokens of each row."""
+        return tuple(len(example.input_ids) for example in self.examples)
 
     @property
-    def longest(self) -> int:
-        """Text tokens of its longest row."""
-        return max(len(example.input_ids) for example in self.examples)
+    def num_tiles(self) -> int:
+        """Tiles of its pictures, each picture counted once."""
+        images = {id(image): image for example in self.examples for image in example.images}
+        return sum(len(image.tiles) for image in images.values())
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,14 @@ class PairRow:
     text_ids: Tensor
 
     @property
-    def num_rows(self) -> int:
-        """A pair is one row."""
-        return 1
+    def row_tokens(self) -> tuple[int, ...]:
+        """Text tokens; a pair is one row."""
+        return (len(self.text_ids),)
 
     @property
-    def longest(self) -> int:
-        """Text tokens of the row."""
-        return len(self.text_ids)
+    def num_tiles(self) -> int:
+        """Tiles of the picture."""
+        return len(self.image.tiles)
 
 
 class ChatEncoder:
@@ -80,7 +80,8 @@ class ChatEncoder:
         if self.supervision == "all":
             images, messages = [], without_images(raw.sample.messages)
         else:
-            images = [self.processor.tile(read_image(content)) for content in raw.images]
+            draft = self.config.draft
+            images = [self.processor.tile_file(content, draft) for content in raw.images]
             messages = raw.sample.messages
         chats = [messages]
         if self.config.split_turns:
@@ -106,12 +107,13 @@ class PairEncoder:
     """Encode a sample as its first picture and one text.
 
     The text is one of the sample's captions, drawn anew each epoch; where it has none, its
-    questions and answers in a new order, as many as fit into `max_tokens`.
+    questions and answers in a new order, as many as fit into `max_tokens`. draft: see `DataConfig`.
     """
 
-    def __init__(self, processor: Processor, max_tokens: int) -> None:
+    def __init__(self, processor: Processor, max_tokens: int, draft: bool = False) -> None:
         self.processor = processor
         self.max_tokens = max_tokens
+        self.draft = draft
 
     def __call__(self, raw: RawSample, rng: random.Random) -> PairRow:
         """Return the encoded pair; the same `rng` gives the same pair.
@@ -121,7 +123,7 @@ class PairEncoder:
         """
         if not raw.images:
             raise UserError("a text-only sample has no picture to contrast")
-        picture = self.processor.tile(read_image(raw.images[0]))
+        picture = self.processor.tile_file(raw.images[0], self.draft)
         text_ids = self._text_ids(raw.sample, rng)
         return PairRow(raw.key, picture, torch.tensor(text_ids))
 

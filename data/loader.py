@@ -10,28 +10,17 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import torch.utils.data
 
+from data.batches import RowT, group_samples
 from data.config import DataConfig
 from data.pack import Manifest
 from data.schema import RawSample
 from data.shards import read_shard
 from vlm.errors import UserError
 
-
-class Row(Protocol):
-    """An encoded sample: the rows it adds to a batch, and the text tokens of the longest."""
-
-    @property
-    def num_rows(self) -> int: ...
-
-    @property
-    def longest(self) -> int: ...
-
-
-RowT = TypeVar("RowT", bound=Row)
 BatchT = TypeVar("BatchT")
 
 
@@ -88,9 +77,7 @@ class PoolEncoder(torch.utils.data.Dataset[PoolBatches[BatchT]], Generic[RowT, B
                 rows.append(self.encode(raw, rng))
             except UserError as error:
                 rejects.append((raw.key, str(error)))
-        # Batches of equal work; the sort is stable, so equal samples keep the drawn order.
-        rows.sort(key=lambda row: row.num_rows * row.longest)
-        groups = cut_batches(rows, self.config.batch_samples, self.config.batch_tokens)
+        groups = group_samples(rows, self.config)
         if self.shuffle:
             random.Random(f"{self.seed}/{task.epoch}/pool{task.pool}").shuffle(groups)
         return PoolBatches([self.collate(group) for group in groups], rejects, len(task.samples))
@@ -207,28 +194,3 @@ class SampleOrder:
                 random.Random(f"{self.seed}/{epoch}/window{start}").shuffle(samples)
             yield from samples[skip:]
             skip = 0
-
-
-def cut_batches(
-    rows: Sequence[RowT], batch_samples: int | None, batch_tokens: int | None
-) -> list[list[RowT]]:
-    """Cut encoded samples into batches, in their order.
-
-    A batch holds `batch_samples` samples, or as many as keep rows x longest row within
-    `batch_tokens` (at least one).
-    """
-    groups: list[list[RowT]] = []
-    num_rows = longest = 0
-    for row in rows:
-        padded = (num_rows + row.num_rows) * max(longest, row.longest)
-        fits = bool(groups) and (
-            len(groups[-1]) < batch_samples
-            if batch_samples is not None
-            else padded <= (batch_tokens or 0)
-        )
-        if not fits:
-            groups.append([])
-            num_rows = longest = 0
-        groups[-1].append(row)
-        num_rows, longest = num_rows + row.num_rows, max(longest, row.longest)
-    return groups

@@ -1,16 +1,17 @@
-"""Writing shards: tar files of samples with a manifest that says what they must hold."""
+"""Writing shards: tar files of samples with a manifest that says what they must hold.
+
+A shard is written under a temporary name and renamed, then in the same way its `ShardState`: how
+much of the source had been read when it was full. So a shard with a state is whole, and after a
+kill a pack continues behind the last of them; see `data.staging` for the folder.
+"""
 
 import hashlib
 import io
 import itertools
 import json
-import os
-import re
-import shutil
 import tarfile
-import warnings
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -18,15 +19,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 from rich.progress import track
 
-from data.schema import RawSample, Reject, Sample, first_fault
+from data.pictures import Pictures
+from data.prepare import Item, Prepared, prepare_samples
+from data.rejects import why_none, write_rejects
+from data.schema import RawSample, Reject, first_fault
+from data.staging import STATE_SUFFIX, staged
 from vlm.errors import UserError
-from vlm.images import ImageError, image_extension, read_image
 
 MANIFEST_NAME = "manifest.json"
-REJECTS_NAME = "rejects.jsonl"
-
-# What webdataset keeps whole as the name of a sample; see `data.schema.sample_key`.
-_KEY = re.compile(r"(?!__)[\w%~-][\w%~/-]*", re.ASCII)
 
 
 class ShardEntry(BaseModel):
@@ -79,6 +79,61 @@ class Manifest(BaseModel):
             raise UserError(f"{path} is not a manifest: {first_fault(error)}") from None
 
 
+@dataclass(frozen=True)
+class PackSettings:
+    """What decides how samples become shards, and how many processes do it.
+
+    max_side_px: see `data.prepare.prepare_samples`.
+    dedup: `sample` leaves out what shows and says the same, byte for byte, as a sample before it;
+        `picture` also what shows a picture that came before under another name. None keeps all.
+    num_workers: processes beside the one that writes; no byte depends on it.
+    """
+
+    samples_per_shard: int = 1000
+    max_side_px: int | None = None
+    dedup: Literal["sample", "picture"] | None = None
+    num_workers: int = 0
+
+    @property
+    def plan(self) -> str:
+        """What decides the bytes of the shards."""
+        return f"{self.samples_per_shard} {self.max_side_px} {self.dedup}"
+
+
+@dataclass(frozen=True)
+class Part:
+    """What goes into one folder of shards.
+
+    items: samples, or entries whose pictures are in `pictures`, in the order they are written.
+    total: how many items come, for a progress bar on stderr; None shows no bar.
+    fingerprint: differs if the items do; needed to continue an unfinished pack.
+    """
+
+    items: Iterable[Item]
+    pictures: Pictures | None = None
+    total: int | None = None
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class ShardState:
+    """What stood when a shard was full.
+
+    num_read: items of the source, from its beginning on.
+    rejects: key and reason of what was left out since the shard before.
+    keys: of the shard's samples.
+    seen: hashes that later samples may not repeat, and the name of what had them first.
+    """
+
+    entry: ShardEntry
+    num_read: int
+    num_images: int
+    num_turns: int
+    rejects: list[Reject]
+    keys: list[str]
+    seen: dict[str, str]
+
+
 def pack(
     samples: Iterable[RawSample | Reject],
     out: Path,
@@ -87,46 +142,40 @@ def pack(
 ) -> Manifest:
     """Write samples into shards, and what could not be used into `rejects.jsonl`.
 
-    The folder appears all at once when everything is written. Pictures are decoded to see that
-    they can be, and copied byte for byte; equal samples give equal shards, byte for byte.
+    See `pack_parts`, which does the same with more settings.
+    """
+    settings = PackSettings(samples_per_shard)
+    return pack_parts({"": Part(samples, total=total)}, out, settings)[out]
+
+
+def pack_parts(
+    parts: Mapping[str, Part], out: Path, settings: PackSettings, resume: bool = False
+) -> dict[Path, Manifest]:
+    """Write each part into the sub-folder of `out` that has its name; `""` is `out` itself.
+
+    `out` appears all at once when everything is written. Pictures are decoded to see that they
+    can be, and copied byte for byte unless they are to be shrunk; equal samples give equal shards,
+    byte for byte.
 
     Args:
-        samples: in the order in which they are written.
-        out: the folder to make; it may exist if it is empty.
-        total: how many samples come, for a progress bar on stderr; None shows no bar.
+        resume: continue what a pack of equal parts and settings left unfinished.
     Returns:
-        the manifest that was written.
+        each folder and the manifest that was written there.
     Raises:
-        UserError: `out` holds something already or cannot be written, or no sample could be used.
+        UserError: `out` holds something already or cannot be written, no sample of a part could
+            be used, or what lies there unfinished is another pack.
     """
-    if samples_per_shard < 1:
-        raise UserError(f"samples_per_shard must be at least 1, not {samples_per_shard}")
-    require_new(out)
-    if total is not None:
-        console = Console(stderr=True)
-        samples = track(samples, f"packing {out.name}", total, console=console)
-    unfinished = out.with_name(f".{out.name}.unfinished-{os.getpid()}")
-    try:
-        unfinished.mkdir(parents=True)
-        manifest = _write_folder(samples, unfinished, samples_per_shard)
-        if out.exists():
-            out.rmdir()
-        unfinished.rename(out)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror or error}") from error
-    finally:  # an error or an interruption leaves nothing half-written behind
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return manifest
-
-
-def require_new(out: Path) -> None:
-    """Check that a folder can be made or filled.
-
-    Raises:
-        UserError: something is there already.
-    """
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise UserError(f"{out} is not empty: give a new folder, or remove it first")
+    if settings.samples_per_shard < 1:
+        raise UserError(f"samples_per_shard must be at least 1, not {settings.samples_per_shard}")
+    named = [f"{name} {part.fingerprint}" for name, part in parts.items()]
+    # What has no fingerprint cannot be continued, so nothing of it is kept.
+    keep = all(part.fingerprint for part in parts.values())
+    with staged(out, "\n".join([settings.plan, *named]), resume, keep) as folder:
+        manifests = {}
+        for name, part in parts.items():
+            (folder / name).mkdir(exist_ok=True)
+            manifests[out / name] = _PartWriter(folder / name, settings).write(part, out / name)
+    return manifests
 
 
 def file_sha256(path: Path) -> str:
@@ -135,133 +184,159 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def reject_summary(rejects: Iterable[Reject], num_examples: int = 3) -> list[str]:
-    """Count rejects by kind, the most frequent first, each with its first few as examples."""
-    groups: dict[str, list[Reject]] = {}
-    for reject in rejects:
-        groups.setdefault(reject.kind, []).append(reject)
-    lines = []
-    for kind, group in sorted(groups.items(), key=lambda item: -len(item[1])):
-        lines.append(f"{len(group)} x {kind}")
-        lines += [f"    {_printable(f'{r.key}: {r.reason}')}" for r in group[:num_examples]]
-        if len(group) > num_examples:
-            lines.append(f"    and {len(group) - num_examples} more")
-    return lines
+class _PartWriter:
+    """Writes the shards of one folder, behind those that are whole already."""
+
+    def __init__(self, folder: Path, settings: PackSettings) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.states = _whole_shards(folder)
+        self.num_read = self.states[-1].num_read if self.states else 0
+        self.keys = {key for state in self.states for key in state.keys}
+        self.seen = {h: name for state in self.states for h, name in state.seen.items()}
+        self.new_seen: dict[str, str] = {}
+        self.rejects: list[Reject] = []
+
+    def write(self, part: Part, out: Path) -> Manifest:
+        """Write what is missing, then rejects and manifest.
+
+        Raises:
+            UserError: there is no sample for it.
+        """
+        usable = self._usable(part, out)
+        while first := next(usable, None):
+            shard = itertools.chain([first], itertools.islice(usable, self._num_more))
+            self._write_shard(shard)
+        rejects = [reject for state in self.states for reject in state.rejects]
+        rejects += self.rejects
+        if not self.states:
+            raise UserError(f"{out}: no sample could be used: {why_none(rejects)}")
+        manifest = Manifest(
+            shards=tuple(state.entry for state in self.states),
+            num_samples=sum(state.entry.num_samples for state in self.states),
+            num_images=sum(state.num_images for state in self.states),
+            num_turns=sum(state.num_turns for state in self.states),
+            num_rejects=len(rejects),
+        )
+        write_rejects(self.folder, rejects)
+        (self.folder / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1) + "\n", "utf-8")
+        return manifest
+
+    @property
+    def _num_more(self) -> int:
+        return self.settings.samples_per_shard - 1
+
+    def _usable(self, part: Part, out: Path) -> Iterator[Prepared]:
+        """Yield what can be written; append the rest to `rejects`."""
+        rest = itertools.islice(part.items, self.num_read, None)
+        settings = self.settings
+        ready: Iterable[Prepared | Reject] = prepare_samples(
+            rest, part.pictures, settings.max_side_px, settings.num_workers
+        )
+        if part.total is not None:
+            ready = track(
+                ready,
+                f"packing {out.name}",
+                part.total,
+                completed=self.num_read,
+                console=Console(stderr=True),
+            )
+        for item in ready:
+            self.num_read += 1
+            fault = item if isinstance(item, Reject) else self._repeated(item)
+            if fault is not None:
+                self.rejects.append(fault)
+            else:
+                assert isinstance(item, Prepared)
+                self.keys.add(item.key)
+                yield item
+
+    def _repeated(self, item: Prepared) -> Reject | None:
+        """Why a sample repeats another; if it does not, remember what it shows."""
+        if item.key in self.keys:
+            return Reject(item.key, "duplicate key: another sample before it has the same")
+        if self.settings.dedup is None:
+            return None
+        marks = {item.content_hash: item.key}
+        if item.content_hash in self.seen:
+            first = self.seen[item.content_hash]
+            return Reject(item.key, f"duplicate sample: shows and says the same as {first}")
+        if self.settings.dedup == "picture":
+            names = item.names or [item.key] * len(item.picture_hashes)
+            for name, digest in zip(names, item.picture_hashes, strict=True):
+                first = self.seen.get(digest, name)
+                if first != name:
+                    return Reject(item.key, f"duplicate picture: {name} has the bytes of {first}")
+                marks[digest] = name
+        self.seen |= marks
+        self.new_seen |= marks
+        return None
+
+    def _write_shard(self, shard: Iterable[Prepared]) -> None:
+        path = self.folder / f"shard-{len(self.states):06d}.tar"
+        unfinished = path.with_name(f"{path.name}.part")
+        keys, num_images, num_turns = [], 0, 0
+        # Old GNU headers hold nothing of this machine or the time of writing.
+        with tarfile.open(unfinished, "w", format=tarfile.GNU_FORMAT) as tar:
+            for item in shard:
+                _add(tar, f"{item.key}.json", item.text)
+                for index, (content, extension) in enumerate(item.images):
+                    _add(tar, f"{item.key}.{index}.{extension}", content)
+                keys.append(item.key)
+                num_images += len(item.images)
+                num_turns += item.num_turns
+        unfinished.rename(path)
+        state = ShardState(
+            entry=_entry(path, len(keys)),
+            num_read=self.num_read,
+            num_images=num_images,
+            num_turns=num_turns,
+            rejects=self.rejects,
+            keys=keys,
+            seen=self.new_seen,
+        )
+        _write_state(path, state)
+        self.states.append(state)
+        self.rejects, self.new_seen = [], {}
 
 
-def read_rejects(folder: Path) -> list[Reject]:
-    """The inputs that were left out when `folder` was packed."""
-    lines = (folder / REJECTS_NAME).read_text("utf-8").splitlines()
-    return [Reject(**json.loads(line)) for line in lines]
+def _whole_shards(folder: Path) -> list[ShardState]:
+    """The states of the shards that need not be written again; all else is removed."""
+    states: list[ShardState] = []
+    kept: set[str] = set()
+    for path in sorted(folder.glob(f"*.tar{STATE_SUFFIX}")):
+        state = _read_state(path)
+        if state is None or state.entry.name != f"shard-{len(states):06d}.tar":
+            break
+        shard = folder / state.entry.name
+        if not shard.is_file() or file_sha256(shard) != state.entry.sha256:
+            break
+        states.append(state)
+        kept |= {path.name, shard.name}
+    for path in folder.glob("shard-*"):
+        if path.name not in kept:
+            path.unlink()
+    return states
 
 
-def _write_folder(
-    samples: Iterable[RawSample | Reject], folder: Path, samples_per_shard: int
-) -> Manifest:
-    rejects: list[Reject] = []
-    usable = _usable(samples, rejects)
-    entries: list[ShardEntry] = []
-    num_images = num_turns = 0
-    while first := next(usable, None):
-        shard = itertools.chain([first], itertools.islice(usable, samples_per_shard - 1))
-        path = folder / f"shard-{len(entries):06d}.tar"
-        written = _write_shard(path, shard)
-        entries.append(_entry(path, len(written)))
-        num_images += sum(sample.num_images for sample in written)
-        num_turns += sum(sample.num_turns for sample in written)
-    if not entries:
-        raise UserError(f"no sample could be used: {_why_none(rejects)}")
-    manifest = Manifest(
-        shards=tuple(entries),
-        num_samples=sum(entry.num_samples for entry in entries),
-        num_images=num_images,
-        num_turns=num_turns,
-        num_rejects=len(rejects),
-    )
-    lines = [json.dumps({"key": r.key, "reason": r.reason}, ensure_ascii=False) for r in rejects]
-    # Half a surrogate pair out of somebody's JSON goes back as the escape that it was.
-    (folder / REJECTS_NAME).write_text(
-        "".join(f"{line}\n" for line in lines), "utf-8", "backslashreplace"
-    )
-    (folder / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1) + "\n", "utf-8")
-    return manifest
-
-
-def _why_none(rejects: list[Reject]) -> str:
-    if not rejects:
-        return "the source is empty"
-    counts = Counter(reject.kind for reject in rejects).most_common(5)
-    reasons = "; ".join(f"{count} x {kind}" for kind, count in counts)
-    first = _printable(f"{rejects[0].key}: {rejects[0].reason}")
-    return f"{reasons} (the first: {first})"
-
-
-def _printable(text: str, max_length: int = 200) -> str:
-    # Names and texts of others may hold line breaks and commands to the terminal.
-    clean = "".join(letter if letter.isprintable() else "?" for letter in text)
-    return clean if len(clean) <= max_length else f"{clean[:max_length]}..."
-
-
-def _usable(
-    samples: Iterable[RawSample | Reject], rejects: list[Reject]
-) -> Iterator[tuple[RawSample, list[str]]]:
-    """Yield what can be written, with its pictures' extensions; append the rest to `rejects`."""
-    keys: set[str] = set()
-    known: dict[bytes, str | ImageError] = {}
-    for item in samples:
-        verdict = item if isinstance(item, Reject) else _inspect(item, keys, known)
-        if isinstance(verdict, Reject):
-            rejects.append(verdict)
-        else:
-            assert isinstance(item, RawSample)
-            keys.add(item.key)
-            yield item, verdict
-
-
-def _inspect(
-    item: RawSample, keys: set[str], known: dict[bytes, str | ImageError]
-) -> Reject | list[str]:
-    if not _KEY.fullmatch(item.key):
-        return Reject(item.key, f"bad key: {item.key!r} has characters that sample_key encodes")
-    if item.key in keys:
-        return Reject(item.key, "duplicate key: another sample before it has the same")
-    if len(item.images) != item.sample.num_images:
-        counts = f"{len(item.images)} for {item.sample.num_images} places in the messages"
-        return Reject(item.key, f"number of pictures: {counts}")
-    extensions = []
-    for index, content in enumerate(item.images):
-        # Many questions may show one picture; it is decoded once.
-        digest = hashlib.sha256(content).digest()
-        if digest not in known:
-            known[digest] = _decode(content)
-        found = known[digest]
-        if isinstance(found, ImageError):
-            return Reject(item.key, f"bad picture: number {index}: {found}")
-        extensions.append(found)
-    return extensions
-
-
-def _decode(content: bytes) -> str | ImageError:
+def _read_state(path: Path) -> ShardState | None:
     try:
-        # Pillow warns of broken metadata in pictures that it reads all the same.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            read_image(content)
-            return image_extension(content)
-    except ImageError as error:
-        return error
+        fields = json.loads(path.read_text("ascii"))
+        entry = ShardEntry.model_validate(fields.pop("entry"))
+        rejects = [Reject(**reject) for reject in fields.pop("rejects")]
+        return ShardState(entry=entry, rejects=rejects, **fields)
+    except (ValueError, TypeError, KeyError):  # ValidationError is a ValueError
+        return None
 
 
-def _write_shard(path: Path, shard: Iterable[tuple[RawSample, list[str]]]) -> list[Sample]:
-    written = []
-    # Old GNU headers hold nothing of this machine or the time of writing.
-    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
-        for item, extensions in shard:
-            _add(tar, f"{item.key}.json", item.sample.to_json().encode())
-            for index, (content, extension) in enumerate(zip(item.images, extensions, strict=True)):
-                _add(tar, f"{item.key}.{index}.{extension}", content)
-            written.append(item.sample)
-    return written
+def _write_state(shard: Path, state: ShardState) -> None:
+    path = shard.with_name(f"{shard.name}{STATE_SUFFIX}")
+    part = path.with_name(f"{path.name}.part")
+    rejects = [asdict(reject) for reject in state.rejects]
+    fields = {**vars(state), "entry": state.entry.model_dump(), "rejects": rejects}
+    # ASCII keeps half a surrogate pair, out of somebody's JSON, as the escape that it was.
+    part.write_text(json.dumps(fields), "ascii")
+    part.rename(path)
 
 
 def _entry(path: Path, num_samples: int) -> ShardEntry:

@@ -2,7 +2,9 @@
 
 import os
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import Protocol
 
 from vlm.errors import UserError
 
@@ -64,10 +66,18 @@ class PictureTar:
         return None
 
 
+class Place(Protocol):
+    """Where pictures may be. path: for messages."""
+
+    path: Path
+
+    def find(self, name: str) -> bytes | None: ...
+
+
 class Pictures:
     """Pictures in the first of several places that has them."""
 
-    def __init__(self, places: list[PictureFolder | PictureTar]) -> None:
+    def __init__(self, places: Sequence[Place]) -> None:
         self.places = places
 
     def read(self, name: str) -> bytes:
@@ -91,7 +101,7 @@ def find_pictures(source: Path, images: Path | None) -> Pictures:
     """The pictures of a file of captions, questions or chats.
 
     Args:
-        source: the file.
+        source: the file, or a folder of files.
         images: a folder or a tar that holds them. None looks next to the file: in the folder
             itself, then in the tar there that has the file's name (with `images` instead of
             `questions` or `captions`), or in the only tar.
@@ -102,9 +112,10 @@ def find_pictures(source: Path, images: Path | None) -> Pictures:
         raise UserError(f"--images {images} does not exist: give a folder or a .tar of pictures")
     if images is not None:
         return Pictures([PictureFolder(images) if images.is_dir() else PictureTar(images)])
-    tars = sorted(source.parent.glob("*.tar"))
+    folder = source if source.is_dir() else source.parent
+    tars = sorted(folder.glob("*.tar"))
     names = {source.stem.replace(word, "images") for word in ("questions", "captions")}
     same = [tar for tar in tars if tar.stem in names | {source.stem}]
     found = same or tars
     beside = [PictureTar(found[0])] if len(found) == 1 else []
-    return Pictures([PictureFolder(source.parent), *beside])
+    return Pictures([PictureFolder(folder), *beside])

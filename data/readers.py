@@ -1,59 +1,21 @@
-"""One reader per format: what a file lists, as entries that can still be filtered and grouped.
+"""Readers of questions and captions, one per format; whole chats are in `data.conversations`.
 
 A reader never stops at a bad row: it gives a `Reject` for it and goes on.
 """
 
-import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
+from data.documents import Document, Entry, clean_text, load_json, parse_sample
 from data.schema import Reject, Sample, sample_key
 from vlm.errors import UserError
 
 CAPTION_REQUEST = "Describe the image."
-ROLES = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-}
-
-
-class Row(NamedTuple):
-    """One row of a file, and where it stands: `captions.jsonl:17`."""
-
-    place: str
-    value: Any
-
-
-@dataclass(frozen=True)
-class Document:
-    """A parsed file.
-
-    rows: of JSONL, CSV, or a JSON list.
-    header: of a file that is one JSON object.
-    rejects: rows that could not be parsed.
-    """
-
-    path: Path
-    rows: list[Row]
-    header: dict[str, Any]
-    rejects: list[Reject]
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A sample that can be made: `pictures` are names, `build` raises UserError if it is bad."""
-
-    key: str
-    pictures: tuple[str, ...]
-    build: Callable[[], Sample]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +63,7 @@ def make_conversation(questions: list[Question], source: str) -> Sample:
         messages.append({"role": "assistant", "content": answer})
     messages[0]["content"].insert(0, {"type": "image"})
     turns = [{"type": q.type, "answers": q.answers} for q in questions]
-    return _parse({"messages": messages, "turns": turns, "source": source})
+    return parse_sample({"messages": messages, "turns": turns, "source": source})
 
 
 def read_captions(document: Document) -> Iterator[Question | Reject]:
@@ -190,6 +152,37 @@ def read_vqa2(document: Document) -> Iterator[Question | Reject]:
         )
 
 
+def read_questions(document: Document) -> Iterator[Question | Reject]:
+    """Rows with `image` or `file_name`, `question`, and `answer` or `answers`.
+
+    `answers` is a list of texts, or of objects with an `answer`, as VQA v2 has: the most common
+    is the one to learn unless `answer` or `multiple_choice_answer` names it, and all are accepted.
+    `type`, `question_type` or `answer_type` becomes the turn's type.
+    """
+    for index, (place, row) in enumerate(document.rows):
+        row = row if isinstance(row, dict) else {}
+        picture, text = row.get("image") or row.get("file_name"), clean_text(row.get("question"))
+        if not isinstance(picture, str) or not text:
+            missing = "question" if isinstance(picture, str) else "picture"
+            yield Reject(place, f"no {missing}: the row names none")
+            continue
+        answers, best = _answers(row)
+        if not best:
+            yield Reject(place, "no answer: neither `answer` nor `answers` has one")
+            continue
+        given = row.get("question_id", row.get("id"))
+        types = (clean_text(row.get(name)) for name in ("type", "question_type", "answer_type"))
+        yield Question(
+            key=str(given) if given is not None else f"{document.path.stem}-{index}",
+            picture_key=_stem(picture),
+            picture=picture,
+            text=text,
+            answer=best,
+            type=next(filter(None, types), None),
+            answers=answers,
+        )
+
+
 def read_easy_vqa(document: Document) -> Iterator[Question | Reject]:
     """easy-VQA: a list of `[question, answer, image id]`; the pictures are images/ID.png."""
     numbers: Counter[int] = Counter()
@@ -227,48 +220,13 @@ def easy_vqa_type(question: str) -> str:
     return f"has no {about}" if re.search(r"\b(no|not)\b", text) else f"has {about}"
 
 
-def read_chat(document: Document) -> Iterator[Entry | Reject]:
-    """Rows with `messages`, `images` (paths), and if wanted `id`, `turns`, `source`."""
-    for index, (place, row) in enumerate(document.rows):
-        if not isinstance(row, dict) or "messages" not in row:
-            yield Reject(place, "bad sample: no `messages`")
-            continue
-        pictures = _names(row.get("images"))
-        if pictures is None:
-            yield Reject(place, "bad sample: `images` must be a list of paths")
-            continue
-        yield Entry(_row_key(row, document, index), pictures, partial(_chat_sample, row))
-
-
-def read_llava(document: Document) -> Iterator[Entry | Reject]:
-    """LLaVA instruct: `conversations` of `from` and `value`, `<image>` marking the picture."""
-    for index, (place, row) in enumerate(document.rows):
-        if not isinstance(row, dict) or not isinstance(row.get("conversations"), list):
-            yield Reject(place, "bad sample: no `conversations`")
-            continue
-        pictures = _names(row.get("image"))
-        if pictures is None:
-            yield Reject(place, "bad sample: `image` must be a path or a list of paths")
-            continue
-        build = partial(_llava_sample, row["conversations"], bool(pictures))
-        yield Entry(_row_key(row, document, index), pictures, build)
-
-
-def clean_text(value: Any) -> str:
-    """The text without blanks around it; nothing if there is no text."""
-    return value.strip() if isinstance(value, str) else ""
-
-
-def load_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        UserError: it is not JSON; says where.
-    """
-    try:
-        return json.loads(path.read_text("utf-8-sig"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from error
+def _answers(row: dict[str, Any]) -> tuple[tuple[str, ...], str]:
+    """Every accepted answer of a row, and the one to learn; nothing if there is none."""
+    listed = row.get("answers")
+    found = [item.get("answer") if isinstance(item, dict) else item for item in listed or []]
+    answers = tuple(filter(None, map(clean_text, found if isinstance(listed, list) else [listed])))
+    best = clean_text(row.get("answer")) or clean_text(row.get("multiple_choice_answer"))
+    return answers, best or (Counter(answers).most_common(1)[0][0] if answers else "")
 
 
 def _objects(listed: Any) -> Iterator[dict[str, Any]]:
@@ -277,79 +235,8 @@ def _objects(listed: Any) -> Iterator[dict[str, Any]]:
         yield item if isinstance(item, dict) else {}
 
 
-def _names(value: Any) -> tuple[str, ...] | None:
-    """Picture names out of a name, a list of names, or nothing; None for something else."""
-    listed = [value] if isinstance(value, str) else value or []
-    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
-        return None
-    return tuple(listed)
-
-
 def _stem(picture: str) -> str:
     return str(PurePosixPath(picture).with_suffix("")) if PurePosixPath(picture).name else picture
-
-
-def _row_key(row: dict[str, Any], document: Document, index: int) -> str:
-    given = row.get("id")
-    return sample_key(str(given) if given is not None else f"{document.path.stem}-{index}")
-
-
-def _chat_sample(row: dict[str, Any]) -> Sample:
-    messages = row["messages"]
-    if isinstance(messages, list):
-        messages = [_with_parts(message) for message in messages]
-    optional = {name: row[name] for name in ("turns", "source") if row.get(name) is not None}
-    return _parse({"messages": messages, **optional})
-
-
-def _with_parts(message: Any) -> Any:
-    if not isinstance(message, dict):
-        return message
-    content = message.get("content")
-    if isinstance(content, str):
-        content = [{"type": "text", "text": content}]
-    if isinstance(content, list):
-        # Tables saved as JSON give every part every column, the unused ones null.
-        content = [
-            {name: value for name, value in part.items() if value is not None}
-            if isinstance(part, dict)
-            else part
-            for part in content
-        ]
-    return {**message, "content": content}
-
-
-def _llava_sample(conversations: list[Any], has_pictures: bool) -> Sample:
-    messages: list[dict[str, Any]] = []
-    for turn in conversations:
-        turn = turn if isinstance(turn, dict) else {}
-        role, text = ROLES.get(str(turn.get("from"))), clean_text(turn.get("value"))
-        if role is None:
-            raise UserError(f"bad sample: `from` must be one of {', '.join(ROLES)}")
-        parts = _llava_parts(text) if role == "user" else [{"type": "text", "text": text}]
-        messages.append({"role": role, "content": parts})
-    users = [message["content"] for message in messages if message["role"] == "user"]
-    marked = any(part["type"] == "image" for content in users for part in content)
-    if has_pictures and users and not marked:
-        users[0].insert(0, {"type": "image"})
-    return _parse({"messages": messages, "source": "llava"})
-
-
-def _llava_parts(text: str) -> list[dict[str, str]]:
-    parts: list[dict[str, str]] = []
-    for piece in re.split("(<image>)", text):
-        if piece == "<image>":
-            parts.append({"type": "image"})
-        elif piece.strip():
-            parts.append({"type": "text", "text": piece.strip()})
-    return parts
-
-
-def _parse(data: dict[str, Any]) -> Sample:
-    try:
-        return Sample.parse(data)
-    except UserError as error:
-        raise UserError(f"bad sample: {error}") from None
 
 
 def _vqa2_pair(document: Document) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -4,34 +4,78 @@ import base64
 import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 from PIL import Image
 
-from data.pack import Manifest
+from data.pack import Manifest, ShardEntry
+from data.page import page
+from data.rejects import read_rejects, reject_summary
 from data.schema import ImagePart, Message, RawSample, TextPart, Turn
 from data.shards import read_shard
-from vlm.images import ImageError, read_image
+from vlm.images import ImageError, image_size, read_image
 
 THUMBNAIL_PX = 320
+MAX_REJECTS = 8  # of each kind that are listed
 OPEN_TURNS = 5  # longer chats fold the rest away
 MAX_SHARDS = 6  # shards that are read for a sheet, spread over all of them
 
 
-def contact_sheet(folders: Sequence[Path], limit: int = 60) -> str:
-    """Show samples of folders of shards, spread evenly over each.
+@dataclass(frozen=True)
+class Wanted:
+    """Which samples are shown: those that meet every condition that is set.
+
+    type: one of the answers has this type.
+    contains: a message has this in it, upper and lower case alike.
+    min_side_px: there are pictures, and the shorter side of each is at least this.
+    num_images: there are this many pictures.
+    """
+
+    type: str | None = None
+    contains: str | None = None
+    min_side_px: int | None = None
+    num_images: int | None = None
+
+    @property
+    def everything(self) -> bool:
+        """Whether no condition is set."""
+        return self == Wanted()
+
+    def __call__(self, raw: RawSample) -> bool:
+        sample = raw.sample
+        if self.type is not None and all(turn.type != self.type for turn in sample.turns):
+            return False
+        if self.num_images is not None and len(raw.images) != self.num_images:
+            return False
+        if self.contains is not None:
+            words = self.contains.casefold()
+            if all(words not in message.text.casefold() for message in sample.messages):
+                return False
+        return self.min_side_px is None or self._are_large(raw.images, self.min_side_px)
+
+    @staticmethod
+    def _are_large(images: list[bytes], min_side_px: int) -> bool:
+        try:
+            return bool(images) and all(min(image_size(image)) >= min_side_px for image in images)
+        except ImageError:
+            return False
+
+
+def contact_sheet(folders: Sequence[Path], limit: int = 60, wanted: Wanted = Wanted()) -> str:
+    """Show samples of folders of shards, spread evenly over each, and what was left out.
 
     Args:
         limit: samples to show of each folder.
+        wanted: conditions; with any, every shard is read.
     Returns:
         an HTML page; pictures are thumbnails inside it.
     Raises:
         UserError: a folder has no manifest, or a shard differs from it.
     """
-    sections = "\n".join(_section(folder, limit) for folder in folders)
-    title = escape(", ".join(folder.name for folder in folders))
-    return _PAGE.format(title=title, style=_STYLE, sections=sections)
+    sections = "\n".join(_section(folder, limit, wanted) for folder in folders)
+    return page(", ".join(folder.name for folder in folders), sections, _STYLE)
 
 
 def spread(num_items: int, limit: int) -> list[int]:
@@ -44,9 +88,13 @@ def spread(num_items: int, limit: int) -> list[int]:
     return [index * num_items // num_chosen for index in range(num_chosen)]
 
 
-def _section(folder: Path, limit: int) -> str:
+def _section(folder: Path, limit: int, wanted: Wanted) -> str:
     manifest = Manifest.read(folder)
-    cards = [_card(raw, shard) for raw, shard in _chosen(folder, manifest, limit)]
+    if wanted.everything:
+        chosen, num_found = _spread_samples(folder, manifest, limit), manifest.num_samples
+    else:
+        chosen, num_found = _matching_samples(folder, manifest, limit, wanted)
+    cards = [_card(raw, shard) for raw, shard in chosen]
     facts = [
         f"samples: {manifest.num_samples:,}",
         f"pictures: {manifest.num_images:,}",
@@ -54,16 +102,28 @@ def _section(folder: Path, limit: int) -> str:
         f"shards: {len(manifest.shards)}",
         f"rejects: {manifest.num_rejects:,}",
         f"data: {manifest.sha256[:12]}",
-        f"shown: {len(cards)}",
+        f"shown: {len(cards)}" + ("" if wanted.everything else f" of {num_found:,} that match"),
     ]
     items = "".join(f"<li>{fact}</li>" for fact in facts)
     return (
         f"<section><h1>{escape(folder.name)}</h1><ul class=facts>{items}</ul>"
-        f"<div class=grid>{''.join(cards)}</div></section>"
+        f"{_rejects(folder, manifest)}<div class=grid>{''.join(cards)}</div></section>"
     )
 
 
-def _chosen(folder: Path, manifest: Manifest, limit: int) -> Iterator[tuple[RawSample, str]]:
+def _rejects(folder: Path, manifest: Manifest) -> str:
+    if not manifest.num_rejects:
+        return ""
+    lines = "\n".join(reject_summary(read_rejects(folder), MAX_REJECTS))
+    return (
+        f"<details class=rejects><summary>{manifest.num_rejects:,} rejects</summary>"
+        f"<pre>{escape(lines)}</pre></details>"
+    )
+
+
+def _spread_samples(
+    folder: Path, manifest: Manifest, limit: int
+) -> Iterator[tuple[RawSample, str]]:
     """Yield samples and their shards' names, spread evenly over evenly spread shards."""
     # Large shards are slow to read, so a few stand for all; of tiny ones as many as hold `limit`.
     enough = -(-limit * len(manifest.shards) // manifest.num_samples)
@@ -76,6 +136,30 @@ def _chosen(folder: Path, manifest: Manifest, limit: int) -> Iterator[tuple[RawS
         samples = read_shard(folder, entry) if inside else []
         yield from ((samples[index], entry.name) for index in inside)
         start += entry.num_samples
+
+
+def _matching_samples(
+    folder: Path, manifest: Manifest, limit: int, wanted: Wanted
+) -> tuple[Iterator[tuple[RawSample, str]], int]:
+    """Samples that match, spread evenly over all that do, with their shards; and how many do."""
+    places = [
+        (entry, index)
+        for entry in manifest.shards
+        for index, raw in enumerate(read_shard(folder, entry))
+        if wanted(raw)
+    ]
+    inside: dict[ShardEntry, list[int]] = {}
+    for place in spread(len(places), limit):
+        entry, index = places[place]
+        inside.setdefault(entry, []).append(index)
+    # Read once more: to keep what matches could mean to keep all.
+    chosen = (
+        (samples[index], entry.name)
+        for entry, indices in inside.items()
+        for samples in [read_shard(folder, entry)]
+        for index in indices
+    )
+    return chosen, len(places)
 
 
 def _card(raw: RawSample, shard: str) -> str:
@@ -153,30 +237,10 @@ def _answer(message: Message, turn: Turn) -> str:
     return f"<p class=assistant>{chip}{_words(message)}{accepted}</p>"
 
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-{sections}
-</body>
-</html>
-"""
-
 _STYLE = """
-:root { color-scheme: light dark; --line: light-dark(#e3e3de, #33353a);
-  --card: light-dark(#fff, #1d1f23); --quiet: light-dark(#6b6f76, #9aa0a8); }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1500px; padding: 2rem 1.5rem 4rem;
-  font: 14px/1.45 system-ui, sans-serif;
-  background: light-dark(#f6f6f2, #131417); color: light-dark(#1c1e21, #e8e8e4); }
-h1 { font-size: 1.6rem; margin: 1rem 0 .2rem; overflow-wrap: anywhere; }
-.facts { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; list-style: none;
-  margin: 0 0 1.4rem; padding: 0; color: var(--quiet); }
+.rejects { margin: 0 0 1rem; }
+pre { margin: 0; padding: .5rem .8rem; border: 1px solid var(--line); border-radius: 8px;
+  background: var(--card); font-size: 12px; white-space: pre-wrap; overflow-wrap: anywhere; }
 .grid { columns: 290px; column-gap: 1rem; }
 article { break-inside: avoid; margin: 0 0 1rem; border: 1px solid var(--line);
   border-radius: 10px; background: var(--card); overflow: hidden; }

@@ -1,30 +1,29 @@
 """Data sets as they are found: which format a file has, and its samples one by one."""
 
-import csv
-import json
-import re
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from data.conversations import read_cauldron, read_chat, read_llava
+from data.documents import SUFFIXES, Document, Entry, read_document, read_picture_folder
 from data.pictures import Pictures, find_pictures
 from data.readers import (
-    Document,
-    Entry,
     Question,
-    Row,
-    load_json,
     make_entries,
     read_captions,
-    read_chat,
     read_coco,
     read_easy_vqa,
-    read_llava,
+    read_questions,
     read_vqa2,
 )
 from data.schema import RawSample, Reject
+from data.tables import SUFFIXES as TABLE_SUFFIXES
+from data.tables import PictureTable, TableFile, find_tables, read_tables
 from vlm.errors import UserError
+
+LISTINGS = ("captions.jsonl", "captions.csv")
 
 
 @dataclass(frozen=True)
@@ -52,50 +51,39 @@ class Source:
 
     format: one of `FORMATS`.
     rejects: what its files list but cannot be used.
+    stamps: names and sizes of its files.
     """
 
     format: str
     entries: list[Entry]
     rejects: list[Reject]
     pictures: Pictures
+    stamps: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.entries) + len(self.rejects)
 
+    @property
+    def items(self) -> list[Entry | Reject]:
+        """The rejects, then the samples that can be made, in the order of the file."""
+        return [*self.rejects, *self.entries]
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells whether an unfinished pack read the same: files, samples, pictures' names."""
+        digest = hashlib.sha256(repr((self.format, self.stamps, len(self.rejects))).encode())
+        for entry in self.entries:
+            digest.update(repr((entry.key, entry.pictures)).encode())
+        return digest.hexdigest()
+
     def read(self) -> Iterator[RawSample | Reject]:
         """Yield the rejects, then the samples in the order of the file with their pictures."""
-        yield from self.rejects
-        for entry in self.entries:
-            try:
-                images = [self.pictures.read(name) for name in entry.pictures]
-                yield RawSample(entry.key, entry.build(), images)
-            except UserError as error:
-                yield Reject(entry.key, str(error))
+        for item in self.items:
+            yield item if isinstance(item, Reject) else item.read(self.pictures)
 
     def first(self, num_samples: int) -> "Source":
         """The first `num_samples` entries."""
         return replace(self, entries=self.entries[:num_samples])
-
-    def hold_out_last(self, num_pictures: int) -> tuple["Source", "Source"]:
-        """Split by picture into what stays and what the last `num_pictures` pictures show.
-
-        The last by name, numbers in it by value. A sample of several pictures is held out if any
-        of its pictures is, so no held-out picture is in the part that stays.
-
-        Raises:
-            UserError: there are not more pictures than that.
-        """
-        names = sorted({name for entry in self.entries for name in entry.pictures}, key=_natural)
-        if not 0 < num_pictures < len(names):
-            raise UserError(
-                f"--hold-out-last must be from 1 to {len(names) - 1}, not {num_pictures}: the "
-                f"source has {len(names)} pictures"
-            )
-        last = set(names[-num_pictures:])
-        held = [not last.isdisjoint(entry.pictures) for entry in self.entries]
-        stay = [entry for entry, is_held in zip(self.entries, held, strict=True) if not is_held]
-        held_out = [entry for entry, is_held in zip(self.entries, held, strict=True) if is_held]
-        return replace(self, entries=stay), replace(self, entries=held_out, rejects=[])
 
 
 def open_source(
@@ -118,10 +106,13 @@ def open_source(
     """
     if format_name is not None and format_name not in FORMATS:
         raise UserError(f"no format {format_name!r}: {_format_list()}")
-    document = read_document(find_file(source))
+    document, tables = _read(source)
     name = format_name or _recognise(document)
     if split is not None:
         document = _keep_split(document, split)
+    elif len(splits := {file.split for file in tables}) > 1:
+        known = ", ".join(sorted(str(name) for name in splits))
+        raise UserError(f"{source} holds the splits {known}: choose one with --split NAME")
     chosen = FORMATS[name]
     try:
         items: list[Any] = list(chosen.read(document))
@@ -136,7 +127,13 @@ def open_source(
         kept = make_entries(kept, group_by_image or chosen.grouped, name)
     elif group_by_image:
         raise UserError(f"--group-by-image is for questions; {document.path} holds chats ({name})")
-    return Source(name, kept, rejects, find_pictures(document.path, images))
+    pictures = find_pictures(document.path, images)
+    if tables:
+        table = PictureTable(source, tables, pictures.places)
+        pictures = Pictures([table, *pictures.places])
+    files = [file.path for file in tables] or [document.path]
+    stamps = tuple(f"{file.name} {file.stat().st_size}" for file in files)
+    return Source(name, kept, rejects, pictures, stamps)
 
 
 def find_file(source: Path) -> Path:
@@ -146,13 +143,16 @@ def find_file(source: Path) -> Path:
         UserError: there is none, or several.
     """
     if source.is_file():
+        if source.suffix not in SUFFIXES:
+            endings = ", ".join((*SUFFIXES, *TABLE_SUFFIXES))
+            raise UserError(f"{source} must end in {endings}; {_format_list()}")
         return source
     if not source.is_dir():
         raise UserError(f"{source} does not exist: give a file or a folder; {_format_list()}")
-    for name in ("captions.jsonl", "captions.csv"):
+    for name in LISTINGS:
         if (source / name).is_file():
             return source / name
-    found = [path for path in sorted(source.iterdir()) if path.suffix in _PARSERS]
+    found = [path for path in sorted(source.iterdir()) if path.suffix in SUFFIXES]
     questions = [path for path in found if "questions" in path.name]
     if len(found) == 2 and len(questions) == 1 and "annotations" in "".join(p.name for p in found):
         return questions[0]
@@ -163,55 +163,24 @@ def find_file(source: Path) -> Path:
             if found
             else f"there is none; {_format_list()}"
         )
-        raise UserError(f"{source} must hold one JSON, JSONL or CSV file, but {hint}")
+        raise UserError(
+            f"{source} must hold one JSON, JSONL or CSV file, parquet files, or pictures with a "
+            f".txt beside each, but {hint}"
+        )
     return found[0]
 
 
-def read_document(path: Path) -> Document:
-    """Parse a file. Lines of JSONL that are not JSON become rejects.
-
-    Raises:
-        UserError: the file as a whole cannot be parsed.
-    """
-    if path.suffix not in _PARSERS:
-        raise UserError(f"{path} must end in {', '.join(_PARSERS)}; {_format_list()}")
-    try:
-        return _PARSERS[path.suffix](path)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-
-
-def _parse_jsonl(path: Path) -> Document:
-    rows, rejects = [], []
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            place = f"{path.name}:{number}"
-            try:
-                if line.strip():
-                    rows.append(Row(place, json.loads(line)))
-            except (ValueError, RecursionError) as error:
-                rejects.append(Reject(place, f"bad JSON: {error}"))
-    return Document(path, rows, {}, rejects)
-
-
-def _parse_csv(path: Path) -> Document:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
-        rows = [Row(f"{path.name}:{reader.line_num}", row) for row in reader]
-    return Document(path, rows, {}, [])
-
-
-def _parse_json(path: Path) -> Document:
-    content = load_json(path)
-    if isinstance(content, dict):
-        return Document(path, [], content, [])
-    listed = content if isinstance(content, list) else []
-    rows = [Row(f"{path.name} item {index}", value) for index, value in enumerate(listed)]
-    return Document(path, rows, {}, [])
-
-
-_PARSERS = {".jsonl": _parse_jsonl, ".csv": _parse_csv, ".json": _parse_json}
+def _read(source: Path) -> tuple[Document, list[TableFile]]:
+    """What a source holds, and the files of the table if it is one."""
+    listing = [source / name for name in LISTINGS if (source / name).is_file()]
+    tables = [] if listing else find_tables(source)
+    if tables:
+        return read_tables(source, tables), tables
+    if source.is_dir() and not any(path.suffix in SUFFIXES for path in source.iterdir()):
+        folder = read_picture_folder(source)
+        if folder is not None:
+            return folder, []
+    return read_document(find_file(source)), []
 
 
 def _keep_split(document: Document, split: str) -> Document:
@@ -252,11 +221,6 @@ def _lists(document: Document, field: str, item_field: str) -> bool:
     return isinstance(listed[0], dict) and item_field in listed[0]
 
 
-def _natural(name: str) -> list[str | int]:
-    # Words and numbers alternate, so that a number is only ever compared with a number.
-    return [int(piece) if i % 2 else piece for i, piece in enumerate(re.split(r"(\d+)", name))]
-
-
 def _format_list() -> str:
     listed = "; ".join(f"{name} ({form.description})" for name, form in FORMATS.items())
     return f"--format is one of: {listed}"
@@ -288,6 +252,22 @@ FORMATS: dict[str, QuestionFormat | ChatFormat] = {
         "LLaVA instruct JSON with conversations",
         lambda d: _has_fields(d, ("conversations",)),
         read_llava,
+    ),
+    "cauldron": ChatFormat(
+        "The Cauldron's rows with images and texts of user and assistant",
+        lambda d: _has_fields(d, ("images",), ("texts",)),
+        read_cauldron,
+    ),
+    "questions": QuestionFormat(
+        "JSONL, CSV or tables with image, question, answer or answers",
+        lambda d: _has_fields(
+            d,
+            ("image", "file_name"),
+            ("question",),
+            ("answer", "answers", "multiple_choice_answer"),
+        ),
+        read_questions,
+        grouped=False,
     ),
     "easy-vqa": QuestionFormat(
         "JSON list of [question, answer, image id]", _is_easy_vqa, read_easy_vqa, grouped=False

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from encoders.config import VisionConfig
 from encoders.tiling import supported_canvases
 
-# A new encoder tells places apart from the first step on, and goes on to when the patches' content
-# has grown: patch positions start larger than it, and half open to the canvas. (Llama 3.2's gate started closed, on top of an
-# encoder that knew single tiles.)
+# A new encoder tells places apart from the first step on, and goes on to do so when the patches'
+# content has grown: patch positions start larger than that content, and half open to the canvas.
+# (Llama 3.2's gate started closed, on top of an encoder that knew single tiles.)
 POSITION_STD = 2.0
 START_GATE = 0.5
 

@@ -8,8 +8,19 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+
+# After these of Pillow's turns, height is width.
+SWAPPING_TURNS = frozenset(
+    {
+        Image.Transpose.TRANSPOSE,
+        Image.Transpose.TRANSVERSE,
+        Image.Transpose.ROTATE_90,
+        Image.Transpose.ROTATE_270,
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -89,45 +100,116 @@ def fit_size(
     return height_limit, min(max(int(width_px * height_scale), 1), width_limit)
 
 
-def cut_tiles(image: Tensor, tile_size_px: int) -> Tensor:
-    """Cut an image into square tiles, row by row.
+def place(
+    height_px: int, width_px: int, tile_size_px: int, max_num_tiles: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return a picture's canvas (rows, columns) and the (height, width) that it gets on it.
+
+    Raises:
+        ValueError: the picture has no pixels, or there is no canvas.
+    """
+    canvas = choose_canvas(height_px, width_px, tile_size_px, max_num_tiles)
+    return canvas, fit_size(height_px, width_px, canvas, tile_size_px)
+
+
+def cut_tiles(image: Tensor, canvas: tuple[int, int], tile_size_px: int) -> Tensor:
+    """Lay an image in the top left corner of a black canvas and cut the canvas, row by row.
 
     Args:
-        image: (3, H, W); H and W are multiples of `tile_size_px`.
+        image: (3, H, W), of any strides.
+        canvas: (rows, columns) of tiles.
     Returns:
-        (T, 3, tile_size_px, tile_size_px), same dtype, contiguous.
+        (rows * columns, 3, tile_size_px, tile_size_px), same dtype, contiguous, a copy.
     Raises:
-        ValueError: a side is not a multiple of `tile_size_px`.
+        ValueError: the image is larger than the canvas.
     """
+    rows, columns = canvas
     channels, height, width = image.shape
-    if height % tile_size_px or width % tile_size_px:
+    if height > rows * tile_size_px or width > columns * tile_size_px:
         raise ValueError(
-            f"an image of {width}x{height} pixels cannot be cut into tiles of {tile_size_px}; "
-            "pad it to a multiple first"
+            f"an image of {width}x{height} pixels does not fit on {rows} rows and {columns} "
+            f"columns of tiles of {tile_size_px}; resize it first"
         )
-    rows, columns = height // tile_size_px, width // tile_size_px
-    grid = image.view(channels, rows, tile_size_px, columns, tile_size_px)
-    tiles = grid.permute(1, 3, 0, 2, 4)  # (rows, columns, 3, px, px)
-    return tiles.reshape(-1, channels, tile_size_px, tile_size_px).contiguous()
+    tiles = image.new_zeros(rows * columns, channels, tile_size_px, tile_size_px)
+    for index, tile in enumerate(tiles):
+        top, left = (steps * tile_size_px for steps in divmod(index, columns))
+        part = image[:, top : top + tile_size_px, left : left + tile_size_px]
+        tile[:, : part.shape[1], : part.shape[2]] = part
+    return tiles
 
 
 def tile_picture(image: Image.Image, tile_size_px: int, max_num_tiles: int) -> TiledImage:
-    """Resize a picture for its canvas, lay it in the top left corner, and cut it.
+    """Resize a picture for its canvas with Pillow, lay it in the top left corner, and cut it.
 
     Args:
         image: of mode RGB, any size.
     Raises:
         ValueError: the picture is of another mode or has no pixels.
     """
+    canvas, (height, width) = place(image.height, image.width, tile_size_px, max_num_tiles)
+    _check_mode(image)
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return _tiled(_pixels(image), canvas, tile_size_px, max_num_tiles)
+
+
+def tile_draft(
+    image: Image.Image,
+    full_size_px: tuple[int, int],
+    tile_size_px: int,
+    max_num_tiles: int,
+    extent_px: tuple[float, float] | None = None,
+    turn: Image.Transpose | None = None,
+) -> TiledImage:
+    """Tile a picture that may have been decoded at a reduced scale, two to four times as fast.
+
+    The canvas and the size on it are those of the full picture, the filter is the same; torch's
+    8-bit kernel computes it. On a picture that was not reduced a pixel differs from
+    `tile_picture`'s by two of 255 steps at most, as transformers' torchvision processor does.
+
+    Args:
+        image: of mode RGB.
+        full_size_px: (height, width) of the full picture, upright.
+        extent_px: (height, width) of what the picture fills of `image`, from the top left on; None
+            is all of it. A reduced scale may end within a pixel.
+        turn: what makes the picture upright, if it does not stand so.
+    Raises:
+        ValueError: the picture is of another mode or has no pixels.
+    """
+    canvas, (height, width) = place(*full_size_px, tile_size_px, max_num_tiles)
+    _check_mode(image)
+    pixels = _pixels(image)
+    size = (width, height) if turn in SWAPPING_TURNS else (height, width)
+    if pixels.shape[1:] != size:
+        pixels = _resize(pixels, size, extent_px or (image.height, image.width))
+    if turn is not None:  # when it is small; as Pillow, whose names these are
+        resized = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+        pixels = _pixels(resized.transpose(turn))
+    return _tiled(pixels, canvas, tile_size_px, max_num_tiles)
+
+
+def _resize(pixels: Tensor, size: tuple[int, int], extent_px: tuple[float, float]) -> Tensor:
+    """Resize what fills `extent_px` of (3, H, W) to `size`."""
+    if extent_px == tuple(pixels.shape[1:]):
+        return F.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0]
+    # Torch has a factor for parts of a pixel and rounds the size down. What lies beyond the extent
+    # makes less than a pixel; the last digits keep the product from falling short of the size.
+    factors = [(1 + 1e-9) * side / extent for side, extent in zip(size, extent_px, strict=True)]
+    return F.interpolate(pixels[None], scale_factor=factors, mode="bilinear", antialias=True)[0]
+
+
+def _check_mode(image: Image.Image) -> None:
     if image.mode != "RGB":
         raise ValueError(f"the picture's mode is {image.mode}, needed: RGB; convert it first")
-    width, height = image.size
-    canvas = choose_canvas(height, width, tile_size_px, max_num_tiles)
-    new_height, new_width = fit_size(height, width, canvas, tile_size_px)
-    if (new_height, new_width) != (height, width):
-        image = image.resize((new_width, new_height), Image.Resampling.BILINEAR)
-    rows, columns = canvas
-    pixels = np.zeros((rows * tile_size_px, columns * tile_size_px, 3), dtype=np.uint8)
-    pixels[:new_height, :new_width] = np.asarray(image)
-    tiles = cut_tiles(torch.from_numpy(pixels).permute(2, 0, 1), tile_size_px)
-    return TiledImage(tiles, supported_canvases(max_num_tiles).index(canvas) + 1, canvas)
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    """(3, H, W) uint8, a copy whose channels lie next to each other, as torch's kernel likes it."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _tiled(
+    pixels: Tensor, canvas: tuple[int, int], tile_size_px: int, max_num_tiles: int
+) -> TiledImage:
+    aspect_ratio_id = supported_canvases(max_num_tiles).index(canvas) + 1
+    return TiledImage(cut_tiles(pixels, canvas, tile_size_px), aspect_ratio_id, canvas)

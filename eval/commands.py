@@ -18,6 +18,8 @@ app.add_typer(bench, name="bench")
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the weights.")]
 Repeats = Annotated[int, typer.Option(min=1, help="Measured calls of each side, in turn.")]
+TileSize = Annotated[int, typer.Option(min=1, metavar="PX", help="Side of a tile.")]
+MaxTiles = Annotated[int, typer.Option(min=1, help="Most tiles of a picture.")]
 ReportFile = Annotated[
     Path | None, typer.Option("--json", metavar="FILE.json", help="Write machine and rows here.")
 ]
@@ -126,3 +128,100 @@ def bench_encode(
         print(agreement)
         rows.append(row)
     publish(SpeedReport(machine=machine_facts(target), rows=rows), against, report)
+
+
+@bench.command("load")
+def bench_load(
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="A folder of shards of one picture a sample; may be repeated."),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(min=8, help="Samples of the made photos; 0.5 and 12 megapixels.")
+    ] = 32,
+    large_size: Annotated[
+        str, typer.Option(metavar="WxH", help="Pixels of the made large photos.")
+    ] = "4000x3000",
+    tile_size: TileSize = 560,
+    max_tiles: MaxTiles = 4,
+    workers: Annotated[int, typer.Option(min=0, help="Loader processes of each side.")] = 0,
+    repeats: Repeats = 3,
+    report: ReportFile = None,
+) -> None:
+    """Measure loading: shards to batches, beside webdataset and transformers' image processor.
+
+    One epoch of each `--data` folder, and of JPEGs that are made for it. webdataset decodes the
+    pictures in full and then gets our transforms. Torch computes on one core. The figures are
+    samples a second; a ratio above 1 means that we are ahead.
+    """
+    from tempfile import TemporaryDirectory
+
+    from eval.speed.harness import (
+        SpeedReport,
+        check_report_path,
+        machine_facts,
+        one_thread,
+        publish,
+    )
+    from eval.speed.load import compare_loaders
+    from eval.speed.photos import SMALL_PX, pack_photos, parse_size
+    from vlm.api import find_device
+
+    large_px = parse_size(large_size)
+    if report is not None:
+        check_report_path(report)
+    rows = []
+    with one_thread(), TemporaryDirectory() as made:
+        folders = list(data or ())
+        for name, size_px in (("small", SMALL_PX), ("large", large_px)):
+            folders.append(Path(made) / name)
+            pack_photos(folders[-1], size_px, samples)
+        for folder in folders:
+            measured, agreement = compare_loaders(folder, tile_size, max_tiles, workers, repeats)
+            print(agreement)
+            rows += measured
+        facts = machine_facts(find_device("cpu"))
+    publish(SpeedReport(machine=facts, rows=rows), "peer", report)
+
+
+@bench.command("preprocess")
+def bench_preprocess(
+    images: Annotated[
+        Path | None, typer.Option(help="A folder of pictures to measure instead of made ones.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Only the first so many of them.")] = 50,
+    sizes: Annotated[
+        str, typer.Option(metavar="WxH,...", help="Pixels of the made photos.")
+    ] = "320x240,500x375,640x480,1280x960,2048x1365,4000x3000",
+    tile_size: TileSize = 560,
+    max_tiles: MaxTiles = 4,
+    repeats: Repeats = 5,
+    report: ReportFile = None,
+) -> None:
+    """Measure pictures to tiles on one core, beside transformers' Mllama image processors.
+
+    The faster of its two is the peer. `exact` is what a model is asked with, `draft` what it is
+    trained on, `files` that with decoding the JPEG, on both sides. The figures are pictures a
+    second; a ratio above 1 means that we are ahead.
+    """
+    from eval.speed.harness import (
+        SpeedReport,
+        check_report_path,
+        machine_facts,
+        one_thread,
+        publish,
+    )
+    from eval.speed.photos import parse_size
+    from eval.speed.preprocess import Tiling, compare_preprocessing, folder_group, made_groups
+    from vlm.api import find_device
+
+    sizes_px = [parse_size(size) for size in sizes.split(",")]
+    if report is not None:
+        check_report_path(report)
+    groups = made_groups(sizes_px) if images is None else folder_group(images, limit)
+    with one_thread():
+        rows, agreements = compare_preprocessing(groups, Tiling(tile_size, max_tiles), repeats)
+        facts = machine_facts(find_device("cpu"))
+    for agreement in agreements:
+        print(agreement)
+    publish(SpeedReport(machine=facts, rows=rows), "transformers", report)

@@ -6,16 +6,11 @@ behind them, and whatever classes a caller gives to shares.
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from math import floor, log10
 from typing import NamedTuple
 
+from data.charts import CHART_PX, PLOT_PX, Axis, linear_axis, svg, value_axis, value_grid, value_y
 from eval.metrics import Accuracy
 
-CHART_PX = (440, 216)
-# Left, top, right and bottom of the plot in a chart.
-PLOT_PX = (46, 10, 424, 180)
-LOG_RATIO = 4  # values that differ by more than this factor get a logarithmic axis
-MAX_TICKS = 8
 STRIP_PX = (400, 38)
 STRIP_MARGIN_PX = 16
 STRIP_MARKS = (
@@ -31,46 +26,6 @@ class Curve(NamedTuple):
     label: str
     points: Sequence[tuple[float, float]]
     dots: bool
-
-
-class Axis(NamedTuple):
-    """A scale from the first tick to the last."""
-
-    ticks: list[float]
-    log: bool
-
-    def place(self, value: float) -> float:
-        """Where a value lies: 0 at the first tick, 1 at the last."""
-        low, high = self.ticks[0], self.ticks[-1]
-        if self.log:
-            return log10(value / low) / log10(high / low)
-        return (value - low) / (high - low)
-
-
-def linear_axis(high: float) -> Axis:
-    """From 0 to at least `high`, in steps of 1, 2 or 5 times a power of ten."""
-    # What rounding adds must not cost a tick.
-    high = (high or 1) * 0.999
-    power = 10.0 ** floor(log10(high / 5))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= high / 5)
-    count = next(n for n in range(1, 7) if n * step >= high)
-    return Axis([n * step for n in range(count + 1)], log=False)
-
-
-def log_axis(low: float, high: float) -> Axis:
-    """Around 0 < `low` < `high`, ticks at 1, 2 and 5 times powers of ten, or at these alone."""
-    powers = [10.0**n for n in range(floor(log10(low)), floor(log10(high)) + 2)]
-    fine = [power * factor for power in powers for factor in (1, 2, 5)]
-    first = max(i for i, tick in enumerate(fine) if tick <= low)
-    last = min(i for i, tick in enumerate(fine) if tick >= high)
-    inside = fine[first : last + 1]
-    return Axis(inside if len(inside) <= MAX_TICKS else powers, log=True)
-
-
-def value_axis(values: Sequence[float]) -> Axis:
-    """A logarithmic axis for positive values that differ widely, else a linear one from 0."""
-    low, high = min(values, default=0), max(values, default=1)
-    return log_axis(low, high) if 0 < low * LOG_RATIO < high else linear_axis(high)
 
 
 def chart(
@@ -96,7 +51,7 @@ def chart(
     scale = " (log)" if axis.log else ""
     return (
         f"<figure><figcaption><b>{escape(title)}{scale}</b>{keys}</figcaption>"
-        f"{_svg(CHART_PX, f'{subject}: {title} over steps')}{_frame(steps, axis)}{drawn}"
+        f"{svg(CHART_PX, f'{subject}: {title} over steps')}{_frame(steps, axis)}{drawn}"
         f'<text x="{PLOT_PX[2]}" y="{CHART_PX[1] - 2}" text-anchor="end">step</text>'
         f"</svg></figure>"
     )
@@ -116,7 +71,7 @@ def strip(shares: Mapping[str, Accuracy]) -> str:
             f'<path class=whisker d="M{low} {y}H{high}"/>{mark.format(x=x, y=y)}</g>'
         )
     grid = "".join(f"M{_strip_x(share)} 0V{STRIP_PX[1]}" for share in (0, 0.25, 0.5, 0.75, 1))
-    return f'{_svg(STRIP_PX, None)}<path class=grid d="{grid}"/>{"".join(parts)}</svg>'
+    return f'{svg(STRIP_PX, None)}<path class=grid d="{grid}"/>{"".join(parts)}</svg>'
 
 
 def strip_scale() -> str:
@@ -125,17 +80,13 @@ def strip_scale() -> str:
         f'<text x="{_strip_x(percent / 100)}" y="12" text-anchor="middle">{percent}</text>'
         for percent in (0, 25, 50, 75, 100)
     )
-    return f"{_svg((STRIP_PX[0], 15), 'percent')}{labels}</svg>"
+    return f"{svg((STRIP_PX[0], 15), 'percent')}{labels}</svg>"
 
 
 def _frame(steps: int, axis: Axis) -> str:
     """Grid lines and the labels of both axes' ticks."""
-    left, _, right, bottom = PLOT_PX
-    parts = []
-    for tick in axis.ticks:
-        y = _y(tick, axis)
-        parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
-        parts.append(f'<path class=grid d="M{left} {y:.1f}H{right}"/>')
+    bottom = PLOT_PX[3]
+    parts = [value_grid(axis)]
     # The last step ends the plot, wherever the next tick would be.
     for tick in linear_axis(steps).ticks:
         if tick <= steps:
@@ -147,7 +98,7 @@ def _frame(steps: int, axis: Axis) -> str:
 
 
 def _curve(name: str, curve: Curve, steps: int, axis: Axis) -> str:
-    places = [(_x(step, steps), _y(value, axis)) for step, value in curve.points]
+    places = [(_x(step, steps), value_y(value, axis)) for step, value in curve.points]
     path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
     dots = ""
     if curve.dots or len(places) == 1:  # a line of one point cannot be seen
@@ -164,15 +115,5 @@ def _x(step: float, steps: int) -> float:
     return left + step / steps * (right - left)
 
 
-def _y(value: float, axis: Axis) -> float:
-    _, top, _, bottom = PLOT_PX
-    return bottom - axis.place(value) * (bottom - top)
-
-
 def _strip_x(share: float) -> float:
     return round(STRIP_MARGIN_PX + share * (STRIP_PX[0] - 2 * STRIP_MARGIN_PX), 1)
-
-
-def _svg(size_px: tuple[int, int], label: str | None) -> str:
-    named = f'role="img" aria-label="{escape(label)}"' if label else 'aria-hidden="true"'
-    return f'<svg viewBox="0 0 {size_px[0]} {size_px[1]}" {named}>'

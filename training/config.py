@@ -111,6 +111,8 @@ class TrainConfig(BaseModel):
     def _check(self) -> Self:
         if (self.stage == "encoder") != (self.contrastive is not None):
             raise ValueError("the section contrastive belongs to stage encoder, and to it alone")
+        if self.contrastive and self.data.packing:
+            raise ValueError("data.packing joins chats; stage encoder compares pairs, one by one")
         if self.contrastive and self.data.max_tokens > self.contrastive.text_tower.max_tokens:
             raise ValueError(
                 f"data.max_tokens {self.data.max_tokens} is more than the text tower reads "

@@ -68,6 +68,7 @@ def _activation_bytes(setup: Setup, batch: ChatBatch | PairBatch) -> int:
 def _describe_batch(setup: Setup, batch: ChatBatch | PairBatch) -> str:
     tokenizer = setup.processor.tokenizer
     images: ImageInputs | None
+    first = batch.keys[0]
     if isinstance(batch, PairBatch):
         ids, images = batch.text_ids, batch.images
         shown = repr(tokenizer.decode(ids[0].tolist()))
@@ -75,11 +76,13 @@ def _describe_batch(setup: Setup, batch: ChatBatch | PairBatch) -> str:
         ids, images = batch.inputs.input_ids, batch.inputs.images
         length = int(batch.inputs.lengths[0])
         shown = _marked(setup, ids[0, :length].tolist(), batch.loss_mask[0, :length].tolist())
+        if batch.inputs.document_lengths is not None:
+            first = f"{batch.inputs.document_lengths[0].count_nonzero()} packed documents"
     lines = [
         f"first batch: {len(batch.keys)} samples in {len(ids)} rows, {batch.num_tokens} text "
-        f"tokens, {100 * (1 - batch.num_tokens / ids.numel()):.0f} % padding, "
+        f"tokens, {100 * (1 - batch.num_tokens / batch.padded_tokens):.0f} % padding, "
         f"{_count_images(images)}",
-        f"first row ({batch.keys[0]}), supervised text in [[ ]]:",
+        f"first row ({first}), supervised text in [[ ]]:",
         f"  {shown}",
     ]
     return "\n".join(lines)

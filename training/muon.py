@@ -51,8 +51,10 @@ class Muon(torch.optim.AdamW):
         gradient = parameter.grad
         assert gradient is not None
         state = self.state[parameter]
-        if "momentum" not in state:
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)  # AdamW looks for it on restoring
             state["momentum"] = torch.zeros_like(gradient)
+        state["step"] += 1
         average: Tensor = state["momentum"]
         average.lerp_(gradient, 1 - MOMENTUM)
         return gradient.lerp(average, MOMENTUM).flatten(1)
@@ -72,4 +74,3 @@ def orthogonalise(matrices: Tensor) -> Tensor:
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
     return (x.mT if tall else x).to(matrices.dtype)
-

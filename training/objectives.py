@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from data.collate import ChatBatch, PairBatch
 from encoders.vit import VisionEncoder
 from training.config import ContrastiveConfig
+from training.distributed import num_ranks, with_unseen_image
 from vlm.inputs import ImageInputs
 from vlm.model import VisionLanguageModel
 
@@ -56,10 +57,23 @@ class NextToken:
     """Cross-entropy of the supervised tokens.
 
     Logits are computed where a token is supervised and nowhere else.
+
+    Args:
+        pictures: whether chats may show pictures. On several ranks every batch then runs every
+            part of the model.
+        forward: what runs the model where that is not the model itself, such as torch's
+            `DistributedDataParallel` around it.
     """
 
-    def __init__(self, model: VisionLanguageModel) -> None:
+    def __init__(
+        self,
+        model: VisionLanguageModel,
+        pictures: bool = True,
+        forward: nn.Module | None = None,
+    ) -> None:
         self.model = model
+        self.pictures = pictures
+        self.forward = model if forward is None else forward
 
     def weight(self, batch: ChatBatch) -> int:
         """Supervised tokens."""
@@ -96,7 +110,10 @@ class NextToken:
         """Logits (n, V) and targets (n,) of the n supervised tokens; their mask (B, S-1)."""
         input_ids, mask = batch.inputs.input_ids, batch.loss_mask[:, 1:]
         # Nothing is predicted from the last token.
-        hidden = self.model(replace(batch.inputs, input_ids=input_ids[:, :-1]))
+        inputs = replace(batch.inputs, input_ids=input_ids[:, :-1])
+        if self.pictures and num_ranks() > 1:
+            inputs = with_unseen_image(inputs, self.model.config.vision.tile_size_px)
+        hidden = self.forward(inputs)
         logits = self.model.decoder.logits(hidden[mask])
         return logits, input_ids[:, 1:][mask], mask
 

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from training.config import OptimConfig
 from training.muon import Muon
@@ -14,36 +15,50 @@ def build_optimizer(modules: Iterable[nn.Module], config: OptimConfig) -> torch.
     """The optimizer of the parameters that require gradients; vectors and gates do not decay.
 
     A group's learning rate is the schedule's times its `rate_factor`; parameters of shape (1,) are
-    tanh gates and form a group of their own. Under `muon` so do the weights of linear layers and
-    convolutions but the decoder's output layer: embeddings and outputs are left to AdamW.
+    tanh gates and form a group of their own. Under `muon` so do the hidden weights.
     """
     modules = list(modules)
+    hidden = _hidden_weights(modules) if config.kind == "muon" else set()
     trained = [p for module in modules for p in module.parameters() if p.requires_grad]
-    hidden = {
+    gates = [p for p in trained if p.shape == (1,)]
+    vectors = [p for p in trained if p.dim() < 2 and p.shape != (1,)]
+    matrices = [p for p in trained if p.dim() >= 2 and p not in hidden]
+    groups = [
+        _group(matrices, decay=config.weight_decay),
+        _group(vectors),
+        _group(gates, rate_factor=config.gate_rate_factor),
+    ]
+    if config.kind == "muon":
+        weights = [p for p in trained if p in hidden]
+        groups.append(_group(weights, decay=config.weight_decay, orthogonal=True))
+    optimizer = Muon if config.kind == "muon" else torch.optim.AdamW
+    return optimizer(
+        groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True
+    )
+
+
+def _group(
+    parameters: list[nn.Parameter],
+    decay: float = 0.0,
+    rate_factor: float = 1.0,
+    orthogonal: bool = False,
+) -> dict[str, Any]:
+    return {
+        "params": parameters,
+        "weight_decay": decay,
+        "rate_factor": rate_factor,
+        "orthogonal": orthogonal,
+    }
+
+
+def _hidden_weights(modules: Iterable[nn.Module]) -> set[Tensor]:
+    """Weights of linear layers and convolutions; embeddings and the decoder's output stay out."""
+    return {
         layer.weight
         for module in modules
         for name, layer in module.named_modules()
         if isinstance(layer, nn.Linear | nn.Conv2d) and name != "lm_head"
     }
-    orthogonal = [p for p in trained if config.kind == "muon" and p in hidden]
-    matrices = [p for p in trained if p.dim() >= 2 and not (config.kind == "muon" and p in hidden)]
-    vectors = [p for p in trained if p.dim() < 2 and p.shape != (1,)]
-    gates = [p for p in trained if p.shape == (1,)]
-    decay, factor = config.weight_decay, config.gate_rate_factor
-    groups = [
-        {"params": matrices, "weight_decay": decay, "rate_factor": 1.0},
-        {"params": vectors, "weight_decay": 0.0, "rate_factor": 1.0},
-        {"params": gates, "weight_decay": 0.0, "rate_factor": factor},
-    ]
-    options = {"lr": config.learning_rate, "betas": config.betas, "eps": config.eps, "fused": True}
-    if config.kind == "adamw":
-        return torch.optim.AdamW(groups, **options)
-    for group in groups:
-        group["orthogonal"] = False
-    groups.append(
-        {"params": orthogonal, "weight_decay": decay, "rate_factor": 1.0, "orthogonal": True}
-    )
-    return Muon(groups, **options)
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:

@@ -47,7 +47,7 @@ NUM_VALIDATION_SCENES = 48
 NUM_TEST_SCENES = 200
 NUM_SHOWN_SCENES = 12
 STAGES: tuple[StageName, ...] = ("text", "encoder", "align", "finetune")
-# What --minutes 6 stands for: the configurations' steps, unscaled. They took 6.6 on two cores.
+# What --minutes 6 stands for: the configurations' steps, unscaled. They took 3.8 on two cores.
 CONFIGURED_MINUTES = 6.0
 # Seeds of the splits lie this far apart, so that runs of neighbouring seeds share no scene.
 SEED_STRIDE = 10

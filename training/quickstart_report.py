@@ -12,9 +12,10 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from data.charts import linear_axis
 from eval.metrics import Accuracy
 from eval.report import Report
-from training.charts import Curve, chart, linear_axis, strip, strip_scale
+from training.charts import Curve, chart, strip, strip_scale
 from training.config import StageName
 from training.stages import STAGES
 

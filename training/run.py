@@ -122,16 +122,14 @@ def build_setup(config: TrainConfig) -> Setup:
     build = _contrastive_objects if config.stage == "encoder" else _language_objects
     modules, objective = build(config, processor)
     notes = _load_parents(config, modules)
+    data = config.data
     if config.stage == "encoder":
-        encode: Any = PairEncoder(processor, config.data.max_tokens)
+        encode: Any = PairEncoder(processor, data.max_tokens, data.draft)
         collate: Any = collate_pairs
     else:
-        encode = ChatEncoder(
-            processor, config.data, "all" if config.stage == "text" else "assistant"
-        )
-        collate = collate_chats
+        encode = ChatEncoder(processor, data, "all" if config.stage == "text" else "assistant")
+        collate = partial(collate_chats, sequence_tokens=data.max_tokens if data.packing else None)
     collate = partial(collate, pad_id=processor.tokenizer.pad_id)
-    data = config.data
     train = Loader(data.train, data, encode, collate, config.seed)
     validation = None
     if data.validation:
@@ -192,7 +190,8 @@ def _language_objects(
 ) -> tuple[dict[str, nn.Module], Objective[Any]]:
     model = VisionLanguageModel(config.model, processor.tokenizer.image_id)
     kept = STAGES[config.stage].components
-    return {name: getattr(model, name) for name in kept}, NextToken(model)
+    objective = NextToken(model, pictures=config.stage != "text")
+    return {name: getattr(model, name) for name in kept}, objective
 
 
 def _load_parents(config: TrainConfig, modules: Mapping[str, nn.Module]) -> tuple[str, ...]:

@@ -12,8 +12,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from data.loader import Loader, Row
+from data.batches import Row
+from data.loader import Loader, LoaderState
+from data.prefetch import Prefetch, Staged
 from training.config import TrainConfig
+from training.distributed import share_of_step, sum_over_ranks
 from training.metrics import MetricsLog
 from training.objectives import Objective
 from training.optim import learning_rate
@@ -29,6 +32,9 @@ class Batch(Protocol):
 
     @property
     def num_tokens(self) -> int: ...
+
+    @property
+    def padded_tokens(self) -> int: ...
 
     def to(self, device: torch.device) -> Self: ...
 
@@ -71,6 +77,7 @@ class Trainer(Generic[RowT, BatchT]):
         self.objective = objective
         self.optimizer = optimizer
         self.train = train
+        self.batches: Prefetch[BatchT, LoaderState] = Prefetch(train, accelerator.device)
         self.validation = validation
         self.identity = identity
         self.checkpoints = config.out / "checkpoints"
@@ -91,19 +98,18 @@ class Trainer(Generic[RowT, BatchT]):
     def fit(self, log: MetricsLog) -> FitResult:
         """Train up to `config.steps`; return the last figures."""
         config = self.config
-        batches = self.train.batches()
         window = _Window()
         figures: dict[str, float] = {}
         for module in self.modules.values():
             module.train()
         while self.step < config.steps:
             started = time.perf_counter()
-            micro_batches = [next(batches) for _ in range(config.gradient_accumulation)]
+            micro_batches = [next(self.batches) for _ in range(config.gradient_accumulation)]
             loss, norm = self._update(micro_batches)
             self.step += 1
             elapsed = time.perf_counter() - started
             self.seconds += elapsed
-            window.add(loss, micro_batches, elapsed)
+            window.add(loss, [batch.host for batch in micro_batches], elapsed)
             # At checkpoints too, so that a resumed run's averages cover the same steps.
             if self.step % config.log_every == 0 or self._due(config.checkpoint_every):
                 rate = self.optimizer.param_groups[0]["lr"]
@@ -115,6 +121,7 @@ class Trainer(Generic[RowT, BatchT]):
                 log.record(self.step, "validation", figures)
             if self._due(config.checkpoint_every) and self.step < config.steps:
                 log.message(f"saved {self.save()}")
+        self.batches.close()
         return FitResult(self.step, self.seconds, figures)
 
     def validate(self) -> dict[str, float]:
@@ -131,7 +138,7 @@ class Trainer(Generic[RowT, BatchT]):
 
     def save(self) -> Path:
         """Write a checkpoint of the current step."""
-        progress = Progress(self.step, self.train.state, self.seconds)
+        progress = Progress(self.step, self.batches.state, self.seconds)
         return save_checkpoint(
             self.checkpoints,
             progress,
@@ -141,18 +148,21 @@ class Trainer(Generic[RowT, BatchT]):
             self.config.keep_checkpoints,
         )
 
-    def _update(self, micro_batches: list[BatchT]) -> tuple[float, float]:
+    def _update(self, micro_batches: list[Staged[BatchT]]) -> tuple[float, float]:
         """One optimizer step; return the loss per term and the gradient norm before clipping."""
-        weight = sum(self.objective.weight(batch) for batch in micro_batches)
+        device = self.accelerator.device
+        terms = sum(self.objective.weight(batch.host) for batch in micro_batches)
+        weight = sum_over_ranks(terms, device)
         total = 0.0
         for batch in micro_batches:
             with self._autocast():
-                loss = self.objective.loss(batch.to(self.accelerator.device))
+                loss = self.objective.loss(batch.on_device)
             # A batch without pictures has nothing to teach a stage that trains the vision only.
             if loss.total.requires_grad:
-                self.accelerator.backward(loss.total / weight)
+                self.accelerator.backward(share_of_step(loss.total, weight))
             total += loss.total.item()
-        keys = ", ".join(key for batch in micro_batches for key in batch.keys[:8])
+        total = sum_over_ranks(total, device)
+        keys = ", ".join(key for batch in micro_batches for key in batch.host.keys[:8])
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip_norm).item()
         if not (math.isfinite(total) and math.isfinite(norm)):
             raise UserError(
@@ -181,7 +191,7 @@ class _Window:
 
     def __init__(self) -> None:
         self.loss = 0.0
-        self.steps = self.samples = self.tokens = 0
+        self.steps = self.samples = self.tokens = self.padded_tokens = 0
         self.seconds = 0.0
 
     def add(self, loss: float, batches: Iterable[Batch], seconds: float) -> None:
@@ -190,6 +200,7 @@ class _Window:
         for batch in batches:
             self.samples += len(batch.keys)
             self.tokens += batch.num_tokens
+            self.padded_tokens += batch.padded_tokens
         self.seconds += seconds
 
     def figures(self) -> dict[str, float]:
@@ -197,4 +208,5 @@ class _Window:
             "loss": self.loss / self.steps,
             "samples_per_s": self.samples / self.seconds,
             "tokens_per_s": self.tokens / self.seconds,
+            "padding": 1 - self.tokens / self.padded_tokens,
         }

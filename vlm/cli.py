@@ -27,14 +27,14 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "quickstart": Command("training.commands", "The whole story on a CPU, with an HTML report."),
-    "shards": Command("data.commands", "Pack, check and show training data."),
+    "shards": Command("data.commands", "Pack, check, show and measure training data."),
     "train": Command("training.commands", "Train a stage: text, encoder, align or finetune."),
     "ask": Command("vlm.commands", "Ask a question about one or more pictures."),
     "caption": Command("vlm.commands", "Describe pictures."),
     "chat": Command("vlm.commands", "Talk with a model about pictures, in the terminal."),
     "eval": Command("eval.commands", "Measure a model on question shards."),
     "convert": Command("vlm.weights.commands", "Models of transformers to ours, and back."),
-    "bench": Command("eval.commands", "Measure our speed beside transformers': encode."),
+    "bench": Command("eval.commands", "Measure our speed beside others: encode, load, preprocess."),
     "env": Command("vlm.commands", "Print the versions and devices in use."),
 }
 

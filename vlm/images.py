@@ -16,10 +16,14 @@ What becomes of what:
 
 Only the formats in `EXTENSIONS` are opened: no format whose decoder starts another program (EPS),
 and none that nests another file whose size its own header does not tell (ICO).
+
+`read_draft` reads the same pictures for training, at a reduced scale where a JPEG is larger than
+needed; its conversions are the same.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
@@ -56,12 +60,31 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Those after which height is width.
+SWAPPING = frozenset(UPRIGHT[orientation] for orientation in (5, 6, 7, 8))
 
 MAX_PIXELS = 178_956_970  # where Pillow itself gives up: 0.5 GiB of RGB
 
 
 class ImageError(UserError):
     """A picture that cannot be read; the message says why."""
+
+
+@dataclass(frozen=True)
+class DraftImage:
+    """A picture that its decoder may have shrunk, as it lies in its file.
+
+    image: opaque, 8-bit RGB, for its pixels only: it may still carry the file's metadata.
+    extent_px: (height, width) of what the picture fills of `image`, from the top left on: where a
+        side is no multiple of the scale, the last pixels reach beyond it.
+    full_size_px: (height, width) of the picture, upright.
+    turn: what makes it upright, unless it lies so.
+    """
+
+    image: Image.Image
+    extent_px: tuple[float, float]
+    full_size_px: tuple[int, int]
+    turn: Image.Transpose | None
 
 
 def read_image(
@@ -86,6 +109,36 @@ def read_image(
             return _to_rgb(image, max_pixels)
 
 
+def read_draft(
+    content: bytes,
+    needed_px: Callable[[int, int], tuple[int, int]],
+    max_pixels: int = MAX_PIXELS,
+) -> DraftImage:
+    """Read a picture at the smallest scale of its format that is large enough.
+
+    JPEG has four, 1, 1/2, 1/4 and 1/8, which its decoder computes without the full picture;
+    other formats are read in full.
+
+    Args:
+        content: the encoded bytes.
+        needed_px: from the upright picture's height and width, the (height, width) in which it is
+            needed at least; `DraftImage.extent_px` is that large, unless the picture is smaller.
+        max_pixels: see `read_image`; the full size counts.
+    Raises:
+        ImageError: too large, damaged, or not a picture.
+    """
+    with _named_errors(""), _open(content) as image:
+        _check_size(image, max_pixels)
+        turn = _upright(image)
+        swaps = turn in SWAPPING
+        full_px = image.size if swaps else image.size[::-1]
+        needed = needed_px(*full_px)
+        reduced = image.draft(None, needed if swaps else needed[::-1])
+        _load(image)
+        extent_px = reduced[1][:1:-1] if reduced else image.size[::-1]
+        return DraftImage(_convert(image), extent_px, full_px, turn)
+
+
 def image_extension(content: bytes) -> str:
     """The file extension that belongs to encoded bytes, from their header: `jpg`, `png`, ...
 
@@ -95,6 +148,18 @@ def image_extension(content: bytes) -> str:
     with _named_errors(""), _open(content) as image:
         assert image.format is not None
         return EXTENSIONS[image.format]
+
+
+def image_size(content: bytes) -> tuple[int, int]:
+    """Width and height of the upright picture in encoded bytes, from their header.
+
+    Raises:
+        ImageError: not a picture in a format that is read.
+    """
+    with _named_errors(""), _open(content) as image:
+        width_px, height_px = image.size
+        lies = _upright(image) in [UPRIGHT[orientation] for orientation in (5, 6, 7, 8)]
+        return (height_px, width_px) if lies else (width_px, height_px)
 
 
 def _open(content: bytes) -> Image.Image:
@@ -120,19 +185,25 @@ def _named_errors(name: str) -> Iterator[None]:
 
 
 def _to_rgb(image: Image.Image, max_pixels: int) -> Image.Image:
-    width_px, height_px = image.size
-    if width_px * height_px > max_pixels:
-        raise ImageError(
-            f"too many pixels: {width_px} x {height_px} is more than the limit of {max_pixels}"
-        )
+    _check_size(image, max_pixels)
     _load(image)
     upright = _upright(image)
     rgb = _convert(image)
     if upright is not None:
         rgb = rgb.transpose(upright)
+    elif rgb is image:
+        rgb = image.copy()
     # Otherwise whoever honours the orientation again would turn the picture a second time.
     rgb.info = {}
     return rgb
+
+
+def _check_size(image: Image.Image, max_pixels: int) -> None:
+    width_px, height_px = image.size
+    if width_px * height_px > max_pixels:
+        raise ImageError(
+            f"too many pixels: {width_px} x {height_px} is more than the limit of {max_pixels}"
+        )
 
 
 def _load(image: Image.Image) -> None:
@@ -153,6 +224,7 @@ def _upright(image: Image.Image) -> Image.Transpose | None:
 
 
 def _convert(image: Image.Image) -> Image.Image:
+    """Opaque 8-bit RGB: `image` itself if it is that, otherwise a new picture."""
     if image.mode == "F":
         raise ImageError("floating point pixels have no defined range: save it as 8 or 16 bit")
     if image.mode == "I" or image.mode.startswith("I;16"):
@@ -161,7 +233,7 @@ def _convert(image: Image.Image) -> Image.Image:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, layer).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _convert_16_bit(image: Image.Image) -> Image.Image:

@@ -4,7 +4,7 @@ Axes: `B` batch, `S` text length, `T` tiles of all images of the batch, one afte
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -62,22 +62,30 @@ class ImageInputs:
 class ModelInputs:
     """A batch of rows.
 
+    A row is one document, or several packed one after the other: documents of a row do not see
+    each other, nor each other's images.
+
     input_ids: (B, S) int64, padded on the right.
     lengths: (B,) int64, tokens of each row.
     images: None when no row has one.
+    document_lengths: (B, K) int64, tokens of each document of a row, zeros behind its last; None
+        where every row is one.
     """
 
     input_ids: Tensor
     lengths: Tensor
     images: ImageInputs | None
+    document_lengths: Tensor | None = None
 
     def to(self, device: torch.device) -> Self:
         """The same batch on `device`."""
         images = None if self.images is None else self.images.to(device)
+        documents = self.document_lengths
         return type(self)(
             self.input_ids.to(device, non_blocking=True),
             self.lengths.to(device, non_blocking=True),
             images,
+            None if documents is None else documents.to(device, non_blocking=True),
         )
 
 
@@ -110,4 +118,27 @@ def stack_examples(examples: Sequence[Example], pad_id: int) -> ModelInputs:
         ),
         lengths=torch.tensor([len(example.input_ids) for example in examples]),
         images=stack_images([example.images for example in examples]),
+    )
+
+
+def stack_documents(rows: Sequence[Sequence[Example]], pad_id: int) -> ModelInputs:
+    """Join the documents of each row, pad rows on the right to the longest and join their images.
+
+    Raises:
+        ValueError: a row or a document is empty.
+    """
+    lengths = [torch.tensor([len(example.input_ids) for example in row]) for row in rows]
+    if not all(len(row) and row.all() for row in lengths):
+        raise ValueError("every row needs a document, and every document a token")
+    joined = [
+        Example(
+            torch.cat([example.input_ids for example in row]),
+            torch.cat([example.loss_mask for example in row]),
+            tuple(image for example in row for image in example.images),
+        )
+        for row in rows
+    ]
+    return replace(
+        stack_examples(joined, pad_id),
+        document_lengths=torch.nn.utils.rnn.pad_sequence(lengths, batch_first=True),
     )

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from encoders.vit import VisionEncoder
 from projector.mlp import Projector
 from vlm.config import VLMConfig
+from vlm.decoder.documents import document_mask, document_places
 from vlm.decoder.masks import image_token_mask, visible_images
 from vlm.decoder.stack import Decoder, ImageContext
 from vlm.errors import UserError
@@ -42,19 +43,30 @@ class VisionLanguageModel(nn.Module):
 
     def forward(self, inputs: ModelInputs) -> Tensor:
         """Return hidden states (B, S, D); `decoder.logits` maps them to the vocabulary."""
-        images = None if inputs.images is None else self.image_context(inputs)
-        positions = row_positions(inputs.input_ids)
-        hidden: Tensor = self.decoder(inputs.input_ids, positions, images, lengths=inputs.lengths)
+        positions, lengths, mask = row_positions(inputs.input_ids), inputs.lengths, None
+        if inputs.document_lengths is not None:
+            places = document_places(inputs.document_lengths, inputs.input_ids.shape[1])
+            positions, lengths = places.positions, places.lengths
+            mask = document_mask(places.ids, self.config.decoder.head_size)
+        images = None if inputs.images is None else self.image_context(inputs, positions)
+        hidden: Tensor = self.decoder(
+            inputs.input_ids, positions, images, lengths=lengths, mask=mask
+        )
         return hidden
 
-    def image_context(self, inputs: ModelInputs) -> ImageContext:
-        """Encode and project the images of a batch, and say which text tokens see them."""
+    def image_context(self, inputs: ModelInputs, positions: Tensor) -> ImageContext:
+        """Encode and project the images of a batch, and say which text tokens see them.
+
+        Args:
+            positions: (B, S) int64 of the text tokens.
+        """
         assert inputs.images is not None
         images = inputs.images
         features = self.encoder(images.pixels, images.num_tiles, images.aspect_ratio_ids)
         tokens, token_image_index = _rows_of_tokens(self.projector(features), images)
         visible = visible_images(
             inputs.input_ids,
+            positions,
             self.image_token_id,
             int(images.num_images.max()),
             self.config.image_visibility,
@@ -70,7 +82,7 @@ def tensor_shapes(config: VLMConfig) -> dict[str, tuple[int, ...]]:
 
 
 def row_positions(input_ids: Tensor) -> Tensor:
-    """Positions (B, S) int64 of rows that start at 0."""
+    """Positions (B, S) int64 of rows that are one document each."""
     return torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
 
 

@@ -8,7 +8,8 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -74,6 +75,29 @@ def time_row(name: str, setting: str, ours_s: float, peer_s: float) -> Row:
         ratio=peer_s / ours_s,
         unit="ms",
     )
+
+
+def rate_row(name: str, setting: str, count: int, ours_s: float, peer_s: float, unit: str) -> Row:
+    """A row of things a second, of which each side did `count`; more is better."""
+    return Row(
+        name=name,
+        setting=setting,
+        ours=count / ours_s,
+        peer=count / peer_s,
+        ratio=peer_s / ours_s,
+        unit=unit,
+    )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within, torch computes on one core, as it does in a loader's workers."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def machine_facts(device: torch.device) -> dict[str, str | int]:

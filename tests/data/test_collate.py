@@ -70,6 +70,55 @@ def test_a_picture_of_several_rows_stands_in_the_batch_once() -> None:
     assert images.image_index.tolist() == [0, 0, 1, 1]
 
 
+def test_packed_rows_join_what_fits_and_supervise_no_first_token_of_a_document() -> None:
+    shared, other = tiled(0), tiled(1)
+    samples = [
+        ChatRows("a", (row([1, 2, 3], [0, 2], shared), row([4, 5], [0, 1], shared, other))),
+        ChatRows("b", (row([6, 7, 8, 9], [0, 3]),)),
+    ]
+    batch = collate_chats(samples, PAD, sequence_tokens=6)
+    assert batch.keys == ("a", "b")
+    inputs = batch.inputs
+    assert inputs.input_ids.tolist() == [[6, 7, 8, 9, 4, 5], [1, 2, 3, PAD, PAD, PAD]]
+    assert batch.loss_mask.int().tolist() == [[0, 0, 0, 1, 0, 1], [0, 0, 1, 0, 0, 0]]
+    assert inputs.document_lengths is not None
+    assert inputs.document_lengths.tolist() == [[4, 2], [3, 0]]
+    assert inputs.lengths.tolist() == [6, 3]
+    assert (batch.num_tokens, batch.padded_tokens) == (9, 12)
+    assert inputs.images is not None
+    assert inputs.images.num_images.tolist() == [2, 1]
+    # Pictures are numbered as rows show them, each once.
+    assert inputs.images.image_index.tolist() == [0, 1, 0]
+    assert inputs.images.pixels.equal(torch.cat([shared.tiles, other.tiles]))
+
+
+def test_packing_keeps_every_document_and_the_terms_of_its_loss() -> None:
+    rng = random.Random(0)
+    samples = [
+        ChatRows(str(n), tuple(row([n + 1] * length, [0, length - 1]) for length in lengths))
+        for n, lengths in enumerate([rng.choices(range(2, 20), k=3) for _ in range(20)])
+    ]
+    apart, packed = collate_chats(samples, PAD), collate_chats(samples, PAD, sequence_tokens=40)
+    assert packed.loss_mask.sum() == apart.loss_mask.sum()
+    assert packed.num_tokens == apart.num_tokens
+    assert packed.padded_tokens < apart.padded_tokens
+    lengths = packed.inputs.document_lengths
+    assert lengths is not None and torch.equal(lengths.sum(1), packed.inputs.lengths)
+    assert packed.inputs.input_ids.shape[1] <= 40
+    found = [
+        ids[start:end].tolist()
+        for ids, row_lengths in zip(packed.inputs.input_ids, lengths, strict=True)
+        for start, end in zip(
+            (row_lengths.cumsum(0) - row_lengths).tolist(),
+            row_lengths.cumsum(0).tolist(),
+            strict=True,
+        )
+        if end > start
+    ]
+    given = [e.input_ids.tolist() for sample in samples for e in sample.examples]
+    assert sorted(found) == sorted(given)
+
+
 def test_pairs_keep_their_order_and_count_their_tokens_without_padding() -> None:
     pictures = [tiled(seed) for seed in range(3)]
     texts = [[1, 2], [3], [4, 5, 6]]
@@ -87,9 +136,9 @@ def test_pairs_keep_their_order_and_count_their_tokens_without_padding() -> None
 
 def test_every_tensor_of_a_batch_moves_to_the_device() -> None:
     image = tiled(0)
-    chats = collate_chats([ChatRows("a", (row([1, 2], [1], image),))], PAD)
+    chats = collate_chats([ChatRows("a", (row([1, 2], [1], image),))], PAD, sequence_tokens=2)
     pairs = collate_pairs([PairRow("a", image, torch.tensor([1]))], PAD)
-    for batch, count in ((chats, 8), (pairs, 6)):
+    for batch, count in ((chats, 9), (pairs, 6)):
         moved = tensors(batch.to(torch.device("meta")))
         assert len(moved) == count
         assert all(tensor.device.type == "meta" for tensor in moved)

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -131,3 +132,53 @@ def test_easy_vqa_packs_from_its_folder(tmp_path: Path) -> None:
     held = list(read_folder(tmp_path / "out/validation"))
     assert [raw.key for raw in held] == [str(i) for i in range(40, 50)]
     assert all(turn.type for raw in held for turn in raw.sample.turns)
+
+
+def test_a_killed_pack_is_continued_to_the_same_bytes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index in range(300):
+        Image.new("RGB", (200, 200), (index % 256, 0, 0)).save(folder / f"{index}.png")
+        (folder / f"{index}.txt").write_text(f"Number {index}.")
+    pack = ["pack", folder, tmp_path / "out", "--samples-per-shard", 3, "--max-side", 90]
+    code = f"from vlm.cli import main; main({['shards', *map(str, pack)]!r})"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    unfinished = tmp_path / ".out.unfinished"
+    while not list(unfinished.glob("*.state")) and process.poll() is None:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "out").exists() and list(unfinished.glob("*.state"))
+    assert vlm(*pack) == 2
+    assert "continue with --resume" in capsys.readouterr().err
+    assert vlm(*pack, "--resume", "--num-workers", 1) == 0
+    assert vlm("pack", folder, tmp_path / "whole", *pack[3:]) == 0
+    assert Manifest.read(tmp_path / "out") == Manifest.read(tmp_path / "whole")
+    assert vlm("check", tmp_path / "out") == 0 and not unfinished.exists()
+
+
+def test_split_shares_make_parts_and_split_names_choose_rows(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--split", "train", "--split", "one=0.5,two=0.5")
+    assert vlm("pack", photos, tmp_path / "out", *options) == 0
+    keys = [[raw.key for raw in read_folder(tmp_path / "out" / part)] for part in ("one", "two")]
+    assert sorted(keys[0] + keys[1]) == ["0", "1", "3", "5"] and all(keys)
+    assert vlm("pack", photos, tmp_path / "bad", "--split", "one=0.5,two=0.6") == 2
+    assert "add up to 1.1, not 1" in capsys.readouterr().err
+
+
+def test_filters_reach_the_contact_sheet(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert vlm("pack", photos, out) == 0
+    assert vlm("show", out, "--contains", "number 3", "--type", "caption") == 0
+    assert (out / "contact_sheet.html").read_text().count("<article>") == 1
+    assert vlm("show", out, "--min-side", 5) == 0 and vlm("show", out, "--num-images", 0) == 0
+    assert (out / "contact_sheet.html").read_text().count("<article>") == 0

@@ -1,9 +1,13 @@
 """Samples to rows: whose words a row holds, which of them are supervised, what is refused."""
 
+import io
 import random
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from data.config import DataConfig
 from data.encode import (
@@ -153,8 +157,9 @@ def test_a_message_that_only_shows_a_picture_is_left_empty_in_text_training(
 
 def test_rows_count_for_what_they_add_to_a_batch(processor: Processor) -> None:
     sample = chat_encoder(processor, split_turns=True)(raw_sample(), random.Random(0))
-    assert sample.num_rows == 3
-    assert sample.longest == max(len(row.input_ids) for row in sample.examples)
+    assert sample.row_tokens == tuple(len(row.input_ids) for row in sample.examples)
+    # Three rows share the picture, whose tiles count once.
+    assert sample.num_tiles == len(sample.examples[0].images[0].tiles)
 
 
 def test_a_row_longer_than_max_tokens_is_refused_with_both_counts(processor: Processor) -> None:
@@ -226,3 +231,23 @@ def test_question_answers_name_what_was_asked_and_its_type() -> None:
     assert question_answers(raw_sample(system="Be brief.").sample) == list(TURNS)
     untyped = Sample.parse(raw_sample().sample.model_dump(exclude={"turns"}))
     assert [kind for _, _, kind in question_answers(untyped)] == [None] * 3
+
+
+def test_drafts_are_laid_out_as_the_full_picture_with_nearly_its_pixels(
+    processor: Processor,
+) -> None:
+    """A JPEG of 8 times its size on the canvas: decoded at an eighth, unless draft is off."""
+    buffer = io.BytesIO()
+    ramp = np.linspace(0, 255, 301).astype(np.uint8)[None, :, None].repeat(280, 0).repeat(3, 2)
+    Image.fromarray(ramp).save(buffer, "JPEG", quality=95)
+    raw = raw_sample(TURNS)
+    raw = RawSample(raw.key, raw.sample, [buffer.getvalue()])
+    draft, exact = (
+        chat_encoder(processor, draft=draft)(raw, random.Random(0)).examples[0].images[0]
+        for draft in (True, False)
+    )
+    pair = PairEncoder(processor, 40, draft=True)(raw, random.Random(0)).image
+    assert torch.equal(pair.tiles, draft.tiles) and draft.canvas == exact.canvas
+    apart = (draft.tiles.int() - exact.tiles.int()).abs().float()
+    # The ramp rises 9 steps a pixel of the canvas; a reduced pixel may end up a third of one off.
+    assert 0 < apart.mean() < 2 and apart.max() <= 10

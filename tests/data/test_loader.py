@@ -4,7 +4,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from data.config import DataConfig
-from data.loader import Loader, LoaderState, SampleOrder, cut_batches
+from data.loader import Loader, LoaderState, SampleOrder
 from data.pack import Manifest, pack
 from data.schema import RawSample, Sample
 from data.shape_samples import write_scenes
@@ -30,7 +30,11 @@ class TextRow:
 
     key: str
     longest: int
-    num_rows: int = 1
+    num_tiles: int = 0
+
+    @property
+    def row_tokens(self) -> tuple[int, ...]:
+        return (self.longest,)
 
 
 def encode(raw: RawSample, rng: random.Random) -> TextRow:
@@ -168,28 +172,6 @@ def test_several_folders_are_mixed(folder: Path, tmp_path: Path) -> None:
     assert len(drawn) == len(set(drawn)) == NUM_SAMPLES + 8 == loader.order.num_samples
     places = [place for place, key in enumerate(drawn) if key.startswith("t")]
     assert places[-1] - places[0] > len(places)
-
-
-def test_batches_by_samples_hold_so_many_and_the_last_the_rest() -> None:
-    rows = [TextRow(str(index), longest=5) for index in range(7)]
-    assert [len(batch) for batch in cut_batches(rows, 3, None)] == [3, 3, 1]
-
-
-def test_batches_by_tokens_count_padding_and_every_row_of_a_sample() -> None:
-    lengths = [(2, 1), (2, 3), (3, 1), (3, 2), (9, 2), (4, 1)]  # longest row, rows
-    rows = [TextRow(str(index), *shape) for index, shape in enumerate(lengths)]
-    batches = cut_batches(rows, None, 12)
-    assert [[row.key for row in batch] for batch in batches] == [
-        ["0", "1"],
-        ["2", "3"],
-        ["4"],
-        ["5"],
-    ]
-    assert [row for batch in batches for row in batch] == rows
-    padded = [sum(r.num_rows for r in b) * max(r.longest for r in b) for b in batches]
-    assert padded == [8, 9, 18, 4]  # a sample that exceeds the limit alone is a batch alone
-    merged = [a + b for a, b in pairwise(batches)]
-    assert all(sum(r.num_rows for r in b) * max(r.longest for r in b) > 12 for b in merged)
 
 
 def test_a_loader_by_tokens_keeps_to_the_limit(folder: Path) -> None:

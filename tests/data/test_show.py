@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from data.pack import pack
-from data.schema import RawSample, Sample
-from data.show import OPEN_TURNS, THUMBNAIL_PX, contact_sheet, spread
+from data.schema import RawSample, Reject, Sample
+from data.show import OPEN_TURNS, THUMBNAIL_PX, Wanted, contact_sheet, spread
 from vlm.errors import UserError
 
 HOSTILE = '<script>alert("&")</script>'
@@ -129,3 +129,31 @@ def test_a_picture_that_rotted_is_shown_as_such(folder: Path) -> None:
 def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no manifest\.json"):
         contact_sheet([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "keys"),
+    [
+        (Wanted(num_images=0), ["text"]),
+        (Wanted(num_images=2), ["many"]),
+        (Wanted(min_side_px=10), ["many"]),
+        (Wanted(min_side_px=8, num_images=1), [f"k{i}" for i in range(10)]),
+        (Wanted(contains="QUESTION 3"), ["many"]),
+        (Wanted(type="other"), []),
+        (Wanted(type=HOSTILE, contains="alert", num_images=0), ["text"]),
+    ],
+)
+def test_only_what_meets_every_condition_is_shown(
+    folder: Path, wanted: Wanted, keys: list[str]
+) -> None:
+    page = contact_sheet([folder], 60, wanted)
+    assert re.findall(r"<footer><b>(.*?)</b>", page) == keys
+    assert f"shown: {len(keys)} of {len(keys)} that match" in page
+    assert len(re.findall("<article>", contact_sheet([folder], 3, wanted))) == min(3, len(keys))
+
+
+def test_what_was_left_out_is_listed_with_its_reason(tmp_path: Path) -> None:
+    pack([raw("good", []), Reject("bad", f"no caption: {HOSTILE}")], tmp_path / "data")
+    page = contact_sheet([tmp_path / "data"])
+    assert "1 rejects</summary>" in page and "1 x no caption" in page
+    assert HOSTILE not in page and Outline(page)

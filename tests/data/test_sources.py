@@ -11,6 +11,7 @@ from data.pictures import find_pictures
 from data.readers import easy_vqa_type
 from data.schema import RawSample, Reject
 from data.sources import open_source
+from data.splits import hold_out_last
 from vlm.errors import UserError
 
 
@@ -332,7 +333,7 @@ def test_easy_vqa_types_follow_from_the_text() -> None:
 
 def test_the_last_pictures_by_number_are_held_out(tmp_path: Path) -> None:
     source = open_source(easy_vqa(tmp_path))
-    stays, held = source.hold_out_last(3)
+    stays, held = hold_out_last(source, 3).values()
     assert [raw.key for raw in held.read()] == [f"{i}-{n}" for i in (9, 10, 11) for n in (1, 2)]
     assert {entry.pictures for entry in stays.entries}.isdisjoint(
         entry.pictures for entry in held.entries
@@ -340,7 +341,7 @@ def test_the_last_pictures_by_number_are_held_out(tmp_path: Path) -> None:
     assert len(stays.entries) == 18
     for wrong in (0, 12, -1):
         with pytest.raises(UserError, match=f"must be from 1 to 11, not {wrong}"):
-            source.hold_out_last(wrong)
+            hold_out_last(source, wrong)
 
 
 def test_a_held_out_picture_never_stays_through_a_sample_of_several(tmp_path: Path) -> None:
@@ -351,7 +352,7 @@ def test_a_held_out_picture_never_stays_through_a_sample_of_several(tmp_path: Pa
         return {"images": names, "messages": [user, {"role": "assistant", "content": "a"}]}
 
     path = write_jsonl(tmp_path / "chat.jsonl", row("1.png"), row("1.png", "3.png"), row("2.png"))
-    stays, held = open_source(path).hold_out_last(1)
+    stays, held = hold_out_last(open_source(path), 1).values()
     assert [entry.pictures for entry in stays.entries] == [("1.png",), ("2.png",)]
     assert [entry.pictures for entry in held.entries] == [("1.png", "3.png")]
 

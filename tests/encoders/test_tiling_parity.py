@@ -18,7 +18,14 @@ from torch import Tensor
 from transformers.models.mllama import image_processing_mllama, image_processing_pil_mllama
 
 from encoders.config import VisionConfig
-from encoders.tiling import TiledImage, choose_canvas, fit_size, supported_canvases, tile_picture
+from encoders.tiling import (
+    TiledImage,
+    choose_canvas,
+    fit_size,
+    supported_canvases,
+    tile_draft,
+    tile_picture,
+)
 from encoders.vit import VisionEncoder
 
 BACKENDS = {
@@ -79,7 +86,12 @@ def processor(backend: str, tile_size_px: int, max_num_tiles: int) -> Any:
 
 
 def assert_equals_processor(
-    ours: TiledImage, image: Image.Image, backend: str, tile_size_px: int, max_num_tiles: int
+    ours: TiledImage,
+    image: Image.Image,
+    backend: str,
+    tile_size_px: int,
+    max_num_tiles: int,
+    most_steps: int | None = None,
 ) -> None:
     theirs = processor(backend, tile_size_px, max_num_tiles)(image, return_tensors="pt")
     rows, columns = ours.canvas
@@ -89,7 +101,7 @@ def assert_equals_processor(
     assert theirs["aspect_ratio_mask"][0, 0].bool().tolist() == used
     pixels = theirs["pixel_values"][0, 0]  # (max_num_tiles, 3, px, px) float32, 0..255
     difference = (ours.tiles.float() - pixels[: len(ours.tiles)]).abs().max()
-    assert difference <= MOST_STEPS[backend]
+    assert difference <= (MOST_STEPS[backend] if most_steps is None else most_steps)
     assert not pixels[len(ours.tiles) :].any()
 
 
@@ -142,6 +154,16 @@ def test_tiles_of_extreme_pictures_equal_the_processors(
     for tile_size_px, max_num_tiles in ((28, 4), (560, 1), (56, 6)):
         ours = tile_picture(image, tile_size_px, max_num_tiles)
         assert_equals_processor(ours, image, backend, tile_size_px, max_num_tiles)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tiles_of_an_unreduced_draft_equal_the_processors_within_two_steps(backend: str) -> None:
+    rng = random.Random(2)
+    sizes = [tuple(rng.randint(1, 400) for _ in range(2)) for _ in range(20)]
+    for seed, (height, width) in enumerate([*sizes, *EXTREME_SIZES]):
+        image = picture(height, width, seed)
+        ours = tile_draft(image, (height, width), 56, 4)
+        assert_equals_processor(ours, image, backend, 56, 4, most_steps=2)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -2,18 +2,9 @@ import re
 
 import pytest
 
+from data.charts import CHART_PX, MAX_TICKS, PLOT_PX, linear_axis, log_axis, value_axis
 from eval.metrics import accuracy
-from training.charts import (
-    CHART_PX,
-    MAX_TICKS,
-    PLOT_PX,
-    Curve,
-    chart,
-    linear_axis,
-    log_axis,
-    strip,
-    value_axis,
-)
+from training.charts import Curve, chart, strip
 
 
 def places(svg: str) -> list[tuple[float, float]]:

@@ -66,6 +66,19 @@ def test_padding_and_pictures_of_the_first_batch_are_counted(
     assert expected in describe_run(config)
 
 
+def test_a_packed_first_row_is_counted_in_documents(
+    stage_config: MakeConfig, tmp_path: Path
+) -> None:
+    data = {"packing": True, "max_tokens": 200}
+    text = describe_run(stage_config("finetune", tmp_path / "out", data=data))
+    found = re.search(r"4 samples in (\d+) rows, .*first row \((\d+) packed doc", text, re.DOTALL)
+    assert found is not None
+    num_rows, num_documents = map(int, found.groups())
+    row = text.splitlines()[-1]
+    assert num_rows < 16  # as many documents
+    assert num_documents > 1 and 1 <= row.count("<|begin_of_text|>") <= num_documents
+
+
 def test_the_memory_of_frozen_parts_counts_once_and_of_trained_parts_four_times(
     stage_config: MakeConfig, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """The losses against their definitions, and the figures of validation on known cases."""
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.collate import ChatBatch, PairBatch
+from data.collate import ChatBatch, PairBatch, collate_chats
 from data.loader import LoaderState
 from encoders.config import TextTowerConfig
 from training.config import ContrastiveConfig, TrainConfig
@@ -89,6 +90,29 @@ def test_validation_counts_right_tokens_and_wholly_right_turns(
     assert figures["token_accuracy"] == 6 / 8
     loss = sum(NextToken(tiny_model).loss(given).total.item() for given in batches)
     assert figures["loss"] == pytest.approx(loss / 8)
+
+
+def test_packing_changes_neither_loss_nor_gradient_nor_the_figures_of_validation(
+    finetune_setup: Setup,
+) -> None:
+    objective, setup = finetune_setup.objective, finetune_setup
+    assert isinstance(objective, NextToken)
+    raws = [raw for pool in setup.train.order.pools(0, 0) for raw in pool.samples][:5]
+    samples = [setup.train.encoder.encode(raw, random.Random(0)) for raw in raws]
+    pad_id = setup.processor.tokenizer.pad_id
+    apart, packed = (collate_chats(samples, pad_id, length) for length in (None, 160))
+    assert len(packed.inputs.input_ids) <= len(apart.inputs.input_ids) / 2
+    parameters = list(objective.model.parameters())
+    losses = [objective.loss(batch) for batch in (apart, packed)]
+    gradients = [torch.autograd.grad(loss.total, parameters) for loss in losses]
+    assert losses[0].weight == losses[1].weight
+    # Sums of float32 in another order.
+    torch.testing.assert_close(losses[1].total, losses[0].total, rtol=2e-6, atol=0.0)
+    flat, other = (torch.cat([g.flatten() for g in found]) for found in gradients)
+    assert (flat - other).norm() <= 1e-5 * flat.norm()
+    with torch.no_grad():
+        figures = [objective.validate([batch]) for batch in (apart, packed)]
+    assert figures[1] == pytest.approx(figures[0], rel=2e-6)
 
 
 def test_an_image_is_the_mean_of_all_tokens_of_its_tiles() -> None:

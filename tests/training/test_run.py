@@ -384,3 +384,22 @@ def test_only_the_encoder_stage_has_a_contrastive_section(
     wrong = None if stage == "encoder" else tower.model_dump()
     with pytest.raises(ValueError, match="contrastive belongs to stage encoder, and to it alone"):
         stage_config(stage, tmp_path, contrastive=wrong)
+
+
+def test_pairs_are_not_packed(stage_config: MakeConfig, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="packing joins chats; stage encoder compares pairs"):
+        stage_config("encoder", tmp_path, data={"packing": True})
+
+
+@pytest.mark.parametrize("stage", ["text", "finetune"])
+def test_a_stage_trains_on_packed_chats_and_logs_what_is_padded(
+    stage: StageName, stage_config: MakeConfig, tmp_path: Path
+) -> None:
+    padding = {}
+    for packing in (False, True):
+        data = {"packing": packing, "max_tokens": 200}
+        out = tmp_path / f"packing-{packing}"
+        train_stage(stage_config(stage, out, data=data))
+        padding[packing] = [r["padding"] for r in figures(out) if r["split"] == "train"]
+    assert len(padding[True]) == 3 and all(0 < share < 0.5 for share in padding[True])
+    assert padding[True] != padding[False]

@@ -54,7 +54,7 @@ def make_trainer(
         build_accelerator(config),
         setup.modules,
         setup.objective,
-        optimizer(trained) if optimizer else build_optimizer(parameters, config.optim),
+        optimizer(trained) if optimizer else build_optimizer(setup.modules.values(), config.optim),
         loader,
         partial(one_epoch, setup.validation) if setup.validation and batches is None else None,
         {},

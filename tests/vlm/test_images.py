@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlm.images import EXTENSIONS, ImageError, image_extension, read_image
+from vlm.images import (
+    EXTENSIONS,
+    ORIENTATION_TAG,
+    ImageError,
+    image_extension,
+    read_draft,
+    read_image,
+)
 
 ODD_IMAGES = Path(__file__).parents[2].parent / "shared/data/odd-images"
 
@@ -240,8 +247,80 @@ def test_odd_pictures_are_read_or_refused_as_their_manifest_says() -> None:
             image = read_image(ODD_IMAGES / row["file"])
             assert image.mode == "RGB"
             readable = True
+            whole = read_draft((ODD_IMAGES / row["file"]).read_bytes(), lambda *size: size)
+            turned = whole.image if whole.turn is None else whole.image.transpose(whole.turn)
+            assert turned.tobytes() == image.tobytes(), row["file"]
         except ImageError:
             readable = False
         if readable != (row.get("load") == "ok"):
             surprises.append(row["file"])
     assert not surprises
+
+
+def photo(width_px: int, height_px: int) -> Image.Image:
+    """Smooth colours that differ from corner to corner."""
+    across = np.linspace(0, 255, width_px)[None, :].repeat(height_px, 0)
+    down = np.linspace(0, 255, height_px)[:, None].repeat(width_px, 1)
+    return Image.fromarray(np.stack([across, down, 255 - across], -1).astype(np.uint8))
+
+
+@pytest.mark.parametrize("orientation", [None, *STORED])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_draft_is_the_picture_at_the_smallest_scale_that_suffices(
+    mode: str, orientation: int | None
+) -> None:
+    upright = np.asarray(photo(101, 60))
+    stored = np.ascontiguousarray(STORED[orientation or 1](upright))
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[ORIENTATION_TAG] = orientation
+    content = encode(Image.fromarray(stored).convert(mode), "JPEG", quality=95, exif=exif)
+    full = read_image(content)
+    for needed, expected in (
+        ((60, 101), (101, 60)),  # nothing may be lost
+        ((31, 51), (101, 60)),
+        ((30, 50), (51, 30)),  # a half
+        ((16, 25), (51, 30)),
+        ((15, 25), (26, 15)),
+        ((1, 1), (13, 8)),  # an eighth, the least that JPEG has
+        ((500, 500), (101, 60)),
+    ):
+        asked: list[tuple[int, int]] = []
+
+        def needs(
+            *size: int, asked: list[tuple[int, int]] = asked, needed: tuple[int, int] = needed
+        ) -> tuple[int, int]:
+            asked.append(size)
+            return needed
+
+        draft = read_draft(content, needs)
+        assert asked == [(60, 101)] == [draft.full_size_px] and draft.image.mode == "RGB"
+        shown = draft.image if draft.turn is None else draft.image.transpose(draft.turn)
+        assert shown.size == expected
+        scale = round(101 / expected[0])
+        sides = [side * scale for side in draft.extent_px]
+        assert sides == list(stored.shape[:2])
+        if expected == full.size:
+            assert np.array_equal(np.asarray(shown), np.asarray(full))
+        # The colours stay where they are: a turn or a flip would move them by up to 255 steps. The
+        # steepest gradient has 34 steps to a pixel of an eighth, of which the last may be a part.
+        small = np.asarray(full.resize(shown.size, Image.Resampling.BOX)).astype(int)
+        assert np.abs(np.asarray(shown) - small).max() <= 40
+
+
+@pytest.mark.parametrize("format_name", ["PNG", "WEBP", "TIFF", "GIF"])
+def test_formats_without_reduced_scales_are_read_in_full(format_name: str) -> None:
+    options = {"lossless": True} if format_name == "WEBP" else {}
+    content = encode(photo(64, 32).convert("RGBA"), format_name, **options)
+    draft = read_draft(content, lambda height, width: (1, 1))
+    assert draft.full_size_px == (32, 64)
+    assert np.array_equal(np.asarray(draft.image), np.asarray(read_image(content)))
+
+
+def test_a_draft_is_refused_as_the_picture_is() -> None:
+    content = encode(photo(64, 64), "JPEG")
+    for wrong in (content[:300], content[:-200], b"", png_header(100_000, 100_000)):
+        with pytest.raises(ImageError):
+            read_draft(wrong, lambda height, width: (8, 8))
+    with pytest.raises(ImageError, match="64 x 64 is more than the limit of 4095"):
+        read_draft(content, lambda height, width: (8, 8), max_pixels=4095)

@@ -11,7 +11,7 @@ from torch import Tensor
 from encoders.tiling import TiledImage
 from vlm.chat.processor import Processor
 from vlm.inputs import Example, ModelInputs, stack_examples
-from vlm.model import VisionLanguageModel
+from vlm.model import VisionLanguageModel, row_positions
 
 Picture = Callable[..., Image.Image]
 IMAGE = {"type": "image"}
@@ -196,7 +196,8 @@ def test_image_visibility_decides_which_images_a_token_reads(
     seen = {"latest": [(), (0,), (0, 1), (2,)], "all_previous": [(), (0,), (0, 1), (0, 1, 2)]}
     for visibility, expected in seen.items():
         open_model.config = open_model.config.model_copy(update={"image_visibility": visibility})
-        by_image = open_model.image_context(inputs).mask[0].split(num_tokens, dim=-1)
+        context = open_model.image_context(inputs, row_positions(inputs.input_ids))
+        by_image = context.mask[0].split(num_tokens, dim=-1)
         bounds = [0, *at, inputs.input_ids.shape[1]]
         for start, end, visible in zip(bounds[:-1], bounds[1:], expected, strict=True):
             for image, mask in enumerate(by_image):

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from encoders.config import VisionConfig
-from encoders.tiling import TiledImage, tile_picture
+from encoders.tiling import TiledImage, place, tile_draft, tile_picture
 from vlm.chat.template import (
     LLAMA3_TEMPLATE,
     ChatTemplate,
@@ -24,6 +24,7 @@ from vlm.chat.template import (
 )
 from vlm.chat.tokenizer import Tokenizer
 from vlm.errors import UserError
+from vlm.images import read_draft, read_image
 from vlm.inputs import Example
 
 ROLES = ("system", "user", "assistant")
@@ -127,6 +128,27 @@ class Processor:
             return tile_picture(image, self.vision.tile_size_px, self.vision.max_num_tiles)
         except ValueError as error:
             raise UserError(str(error)) from error
+
+    def tile_file(self, content: bytes, draft: bool = False) -> TiledImage:
+        """Read the bytes of a picture file and cut it into tiles.
+
+        Args:
+            draft: decode a large JPEG at a reduced scale and resize with a faster kernel. Nearly
+                the same pixels, for training; see `read_draft` and `tile_draft`.
+        Raises:
+            ImageError: it cannot be read.
+        """
+        if not draft:
+            return self.tile(read_image(content))
+        tiles = self.vision.tile_size_px, self.vision.max_num_tiles
+        draft_image = read_draft(content, lambda height, width: place(height, width, *tiles)[1])
+        return tile_draft(
+            draft_image.image,
+            draft_image.full_size_px,
+            *tiles,
+            draft_image.extent_px,
+            draft_image.turn,
+        )
 
     def _plan(
         self, structure: Structure, add_generation_prompt: bool

@@ -1,15 +1,23 @@
-"""Self-attention over text and cross-attention to image tokens, both grouped-query, through SDPA.
+"""Self-attention over text and cross-attention to image tokens, both grouped-query.
+
+Through SDPA, or flex_attention where a mask comes in blocks.
 
 Axes: `B` batch, `S` text length, `L` image tokens of a row, `H` heads, `d` head width, `D` width.
 """
+
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlm.decoder.cache import KeyValues, TextCache
 from vlm.decoder.config import DecoderConfig
+from vlm.decoder.documents import attend_in_blocks
 from vlm.decoder.layers import RMSNorm
 from vlm.decoder.rope import rotate
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 class SelfAttention(nn.Module):
@@ -37,15 +45,16 @@ class SelfAttention(nn.Module):
         hidden: Tensor,
         rotary: tuple[Tensor, Tensor],
         positions: Tensor,
-        mask: Tensor | None,
+        mask: "Tensor | BlockMask | None",
         cache: TextCache | None,
     ) -> Tensor:
         """Return (B, S, D).
 
         Args:
             rotary: cosines and sines (B, S, 1, d) of `positions` (B, S).
-            mask: (B, 1, S, max_tokens) bool over the cache's positions; None without a cache,
-                where attention is causal over the rows given.
+            mask: (B, 1, S, max_tokens) bool over the cache's positions; without a cache, who
+                may attend to whom in rows of several documents, (B, 1, S, S) bool or in blocks;
+                None where attention is causal over the rows given.
         """
         query = self.q_norm(self.q_proj(hidden).unflatten(-1, (self.num_heads, -1)))
         key = self.k_norm(self.k_proj(hidden).unflatten(-1, (self.num_kv_heads, -1)))
@@ -55,7 +64,7 @@ class SelfAttention(nn.Module):
             stored = KeyValues(key.transpose(1, 2), value.transpose(1, 2))
         else:
             stored = cache.write(self.layer, positions, key, value)
-        return self.o_proj(_attend(query, stored, mask, is_causal=cache is None))
+        return self.o_proj(_attend(query, stored, mask, is_causal=mask is None))
 
 
 class CrossAttention(nn.Module):
@@ -94,8 +103,13 @@ def _head_norm(config: DecoderConfig) -> RMSNorm:
     return RMSNorm(config.head_size, config.norm_eps)
 
 
-def _attend(query: Tensor, stored: KeyValues, mask: Tensor | None, is_causal: bool) -> Tensor:
+def _attend(
+    query: Tensor, stored: KeyValues, mask: "Tensor | BlockMask | None", is_causal: bool
+) -> Tensor:
     """Return (B, S, H * d) from queries (B, S, H, d)."""
+    if mask is not None and not isinstance(mask, Tensor):
+        attended = attend_in_blocks(query.transpose(1, 2), stored.keys, stored.values, mask)
+        return attended.transpose(1, 2).flatten(2)
     attended = F.scaled_dot_product_attention(
         query.transpose(1, 2),
         stored.keys,

@@ -13,28 +13,28 @@ ImageVisibility = Literal["latest", "all_previous"]
 
 
 def visible_images(
-    input_ids: Tensor, image_token_id: int, max_images: int, visibility: ImageVisibility
+    input_ids: Tensor,
+    positions: Tensor,
+    image_token_id: int,
+    max_images: int,
+    visibility: ImageVisibility,
 ) -> Tensor:
     """Return (B, S, M) bool: whether the text token at S sees image M of its row.
 
     An image becomes visible at its own `<|image|>` token. Under `latest` it stays so until the
     next image; images whose tokens stand side by side count as one and stay together. Under
-    `all_previous` it stays visible to the end.
+    `all_previous` it stays visible to the end. Where positions (B, S) start anew at 0, another
+    document begins, which sees no image of those before it.
     """
     is_image = input_ids == image_token_id  # (B, S)
     num_seen = is_image.cumsum(dim=1)  # (B, S)
+    opens = positions == 0  # (B, S): from here on, images before this place are out of sight
+    if visibility == "latest":
+        opens[:, 1:] |= is_image[:, 1:] & ~is_image[:, :-1]
+    num_before = torch.where(opens, num_seen - is_image.long(), 0)
+    first_visible = num_before.cummax(dim=1).values  # (B, S)
     images = torch.arange(max_images, device=input_ids.device)
-    seen = images < num_seen.unsqueeze(-1)  # (B, S, M)
-    if visibility == "all_previous":
-        return seen
-    opens_run = is_image.clone()
-    opens_run[:, 1:] &= ~is_image[:, :-1]
-    run = opens_run.cumsum(dim=1)  # (B, S): the run of adjacent images last opened
-    # Images before the current run: all but those of the run itself, counted at its first token.
-    before_run = torch.where(opens_run, num_seen - 1, torch.zeros_like(num_seen))
-    before_run = before_run.cummax(dim=1).values  # (B, S)
-    in_run = (images >= before_run.unsqueeze(-1)) & (run > 0).unsqueeze(-1)
-    return seen & in_run
+    return (images >= first_visible.unsqueeze(-1)) & (images < num_seen.unsqueeze(-1))
 
 
 def image_token_mask(visible: Tensor, token_image_index: Tensor) -> Tensor:

@@ -21,8 +21,9 @@ def rotary_frequencies(
     position 100,000 the last bit of a frequency is worth 0.01 radians.
 
     Args:
-        lengths: (B,) int64, tokens of each row. Only `dynamic` scaling reads them, and returns
-            frequencies (B, d/2); without them it returns those of the trained context.
+        lengths: (B,) int64, tokens of each row, or (B, S), of the document that each token
+            belongs to. Only `dynamic` scaling reads them, and returns frequencies (B, d/2) or
+            (B, S, d/2); without them it returns those of the trained context.
     """
     scaling = config.rope_scaling
     theta = config.rope_theta
@@ -43,11 +44,11 @@ def rotary_table(
 ) -> tuple[Tensor, Tensor]:
     """Return cosines and sines, each (B, S, 1, d), for (B, S) int64 positions.
 
-    `lengths` (B,) int64 are the rows' tokens so far, without padding; None takes every position
-    to be one.
+    `lengths` int64 are the tokens of each row so far, without padding, (B,), or of each token's
+    document, (B, S); None takes every position to be a token of its row.
     """
-    ends = positions[:, -1] + 1
-    lengths = ends if lengths is None else torch.minimum(ends, lengths)
+    if lengths is None:
+        lengths = positions[:, -1] + 1
     frequencies, factor = rotary_frequencies(config, positions.device, lengths)
     if frequencies.dim() == 2:
         frequencies = frequencies.unsqueeze(1)  # (B, 1, d/2)
@@ -71,17 +72,17 @@ def _frequencies(theta: float | Tensor, size: int, device: torch.device) -> Tens
 def _dynamic_frequencies(
     config: DecoderConfig, scaling: RopeScaling, device: torch.device, lengths: Tensor | None
 ) -> Tensor:
-    """NTK-aware scaling: the base grows with the row beyond the trained context, (B, d/2).
+    """NTK-aware scaling: the base grows with the row beyond the trained context.
 
-    A row's own length counts, not that of the longest row of its batch. Keys in a cache keep the
-    base of the step that wrote them, as in transformers.
+    The length of the row, or of the document in it, counts, not that of the longest row of its
+    batch. Keys in a cache keep the base of the step that wrote them, as in transformers.
     https://github.com/huggingface/transformers/blob/main/src/transformers/modeling_rope_utils.py
     """
     size, context = config.head_size, scaling.original_max_positions
     assert context is not None
     if lengths is None:
         lengths = torch.tensor([context], device=device)
-    lengths = lengths.unsqueeze(1)  # (B, 1)
+    lengths = lengths.unsqueeze(-1)  # (B, 1) or (B, S, 1)
     stretch = scaling.factor * lengths / context - (scaling.factor - 1)
     theta = config.rope_theta * stretch ** (size / (size - 2))
     theta = torch.where(lengths > context, theta, config.rope_theta)

@@ -6,6 +6,7 @@ full stack. Architecture: https://arxiv.org/abs/2407.21783, sections 3.2 and 7.3
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,9 @@ from vlm.decoder.cache import KeyValues, TextCache
 from vlm.decoder.config import DecoderConfig
 from vlm.decoder.layers import RMSNorm, SwiGLU
 from vlm.decoder.rope import rotary_table
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class SelfAttentionBlock(nn.Module):
         hidden: Tensor,
         rotary: tuple[Tensor, Tensor],
         positions: Tensor,
-        mask: Tensor | None,
+        mask: "Tensor | BlockMask | None",
         cache: TextCache | None,
     ) -> Tensor:
         """Return (B, S, D); arguments as in `SelfAttention`."""
@@ -133,21 +137,25 @@ class Decoder(nn.Module):
         images: ImageContext | None,
         cache: TextCache | None = None,
         lengths: Tensor | None = None,
+        mask: "Tensor | BlockMask | None" = None,
     ) -> Tensor:
         """Return normalised hidden states (B, S, D).
 
         Args:
             input_ids: (B, S) int64. Rows shorter than S are padded on the right; what stands at
                 padding is undefined and never reaches real tokens.
-            positions: (B, S) int64, consecutive in each row.
+            positions: (B, S) int64, consecutive in each document of a row.
             images: None when no row has an image; cross-attention layers are then skipped.
             cache: text keys and values of earlier positions; this call's are added to it.
-            lengths: (B,) int64, tokens of each row without padding; None where there is none.
+            lengths: int64, tokens of each row without padding, (B,), or of each token's document,
+                (B, S); None where rows are single documents without padding.
+            mask: who may attend to whom in rows of several documents (vlm/decoder/documents.py);
+                None where every row is one. Such rows cannot be cached.
         """
         hidden = self.embed_tokens(input_ids)  # (B, S, D)
         rotary = rotary_table(self.config, positions, hidden.dtype, lengths)
-        mask = None
         if cache is not None:
+            assert mask is None
             key_positions = torch.arange(cache.max_tokens, device=positions.device)
             mask = (key_positions <= positions.unsqueeze(-1)).unsqueeze(1)  # (B, 1, S, P)
         for index, layer in enumerate(self.layers):

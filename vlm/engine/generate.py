@@ -96,12 +96,12 @@ class Generation:
         images: ImageContext | None = None
         last = inputs.lengths - 1  # (B,)
         rows = torch.arange(len(last), device=last.device)
+        positions = row_positions(inputs.input_ids)
         if inputs.images is not None:
-            context = self.model.image_context(inputs)
+            context = self.model.image_context(inputs, positions)
             assert isinstance(context.tokens, torch.Tensor)
             projected: dict[int, KeyValues] = decoder.project_images(context.tokens)
             images = ImageContext(projected, context.mask)
-        positions = row_positions(inputs.input_ids)
         hidden = decoder(inputs.input_ids, positions, images, self.cache, inputs.lengths)
         if images is not None:
             # What is generated sees what the prompt's last token saw.

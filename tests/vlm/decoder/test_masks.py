@@ -13,13 +13,18 @@ IMAGE = 7
 
 
 def ids_of(row: str) -> Tensor:
-    """`i` is an image token, `.` is text."""
-    return torch.tensor([[IMAGE if letter == "i" else 1 for letter in row]])
+    """`i` is an image token, `.` is text; `|` separates documents and is no token."""
+    return torch.tensor([[IMAGE if letter == "i" else 1 for letter in row if letter != "|"]])
+
+
+def positions_of(row: str) -> Tensor:
+    return torch.tensor([[place for part in row.split("|") for place in range(len(part))]])
 
 
 def visible(row: str, visibility: ImageVisibility) -> list[str]:
     """For every token the numbers of the images that it sees."""
-    mask = visible_images(ids_of(row), IMAGE, max(row.count("i"), 1), visibility)[0]
+    ids, positions = ids_of(row), positions_of(row)
+    mask = visible_images(ids, positions, IMAGE, max(row.count("i"), 1), visibility)[0]
     return ["".join(str(n) for n in seen.nonzero().flatten().tolist()) for seen in mask]
 
 
@@ -42,6 +47,26 @@ def test_a_token_sees_the_images_that_the_rule_names(
     assert visible(row, "all_previous") == all_previous
 
 
+@pytest.mark.parametrize("visibility", ["latest", "all_previous"])
+def test_a_document_sees_its_own_images_as_if_it_stood_alone(
+    visibility: ImageVisibility,
+) -> None:
+    rng = random.Random(0)
+    for _ in range(200):
+        documents = [
+            "".join(rng.choice("ii.") for _ in range(rng.randint(1, 6)))
+            for _ in range(rng.randint(1, 4))
+        ]
+        expected, images = [], 0
+        for document in documents:
+            # Alone the images are counted from 0, in the row from those before the document.
+            for seen in visible(document, visibility):
+                expected.append("".join(str(images + int(number)) for number in seen))
+            images += document.count("i")
+        if images < 10:  # a number is one letter here
+            assert visible("|".join(documents), visibility) == expected, documents
+
+
 def test_latest_is_transformers_rule() -> None:
     rng = random.Random(0)
     for _ in range(200):
@@ -51,16 +76,18 @@ def test_latest_is_transformers_rule() -> None:
         spans = get_cross_attention_token_mask(ids_of(row)[0].tolist(), IMAGE)
         for image, (start, end) in enumerate(spans):
             expected[start : len(row) if end == -1 else end, image] = True
-        mask = visible_images(ids_of(row), IMAGE, max(num_images, 1), "latest")
+        ids, positions = ids_of(row), positions_of(row)
+        mask = visible_images(ids, positions, IMAGE, max(num_images, 1), "latest")
         assert torch.equal(mask[0], expected), row
 
 
 @pytest.mark.parametrize("visibility", ["latest", "all_previous"])
 def test_rows_with_other_numbers_of_images_do_not_mix(visibility: ImageVisibility) -> None:
     rows = ["i.i.", "....", ".iii"]
-    together = visible_images(torch.cat([ids_of(row) for row in rows]), IMAGE, 3, visibility)
+    ids, positions = (torch.cat([of(row) for row in rows]) for of in (ids_of, positions_of))
+    together = visible_images(ids, positions, IMAGE, 3, visibility)
     for row, mask in zip(rows, together, strict=True):
-        alone = visible_images(ids_of(row), IMAGE, 3, visibility)
+        alone = visible_images(ids_of(row), positions_of(row), IMAGE, 3, visibility)
         assert torch.equal(mask, alone[0])
     assert not together[1].any() and not together[0, :, 2].any()
 

@@ -20,7 +20,7 @@ from vlm.weights.towers import load_tower, tower_config
 MakeEncoder = Callable[..., VisionEncoder]
 BuildTower = Callable[[str, Path], Any]
 # float32 rounding over three layers whose states are around 1; queries, keys and values are
-# multiplied apart here and together in timm and open_clip. Observed: below 3e-6.
+# multiplied apart here and together in timm and open_clip.
 TOLERANCE = {"rtol": 0.0, "atol": 2e-5}
 
 
@@ -193,10 +193,12 @@ def test_new_parts_are_without_effect_and_can_learn(
     torch.testing.assert_close(as_canvas, as_pictures, **TOLERANCE)
     encoder.requires_grad_(True)
     encoder(tiles, torch.tensor([4]), torch.tensor([6])).pow(2).sum().backward()
+    # The gate between two equal tables of positions has no gradient but for rounding.
     idle = {
         name.partition(".")[0]
         for name, parameter in encoder.named_parameters()
-        if parameter.grad is None or not parameter.grad.any()
+        if (parameter.grad is None or not parameter.grad.any())
+        and name != "patch_position_embedding.gate"
     }
     # Behind a closed gate only the gate learns, and what is behind it once the gate has moved.
     assert idle == {"pre_tile_embedding", "post_tile_embedding", "global_layers"}
