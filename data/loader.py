@@ -18,7 +18,7 @@ from data.batches import RowT, group_samples
 from data.config import DataConfig
 from data.pack import Manifest
 from data.schema import RawSample
-from data.shards import read_shard
+from data.shards import ShardSet
 from vlm.errors import UserError
 
 BatchT = TypeVar("BatchT")
@@ -154,11 +154,11 @@ class SampleOrder:
     ) -> None:
         self.manifests = [Manifest.read(folder) for folder in folders]
         self.shards = [
-            (folder, entry)
-            for folder, manifest in zip(folders, self.manifests, strict=True)
-            for entry in manifest.shards
+            (source, shard)
+            for source in map(ShardSet.open, folders)
+            for shard in range(len(source.names))
         ]
-        self.num_samples = sum(entry.num_samples for _, entry in self.shards)
+        self.num_samples = sum(source.num_samples[shard] for source, shard in self.shards)
         self.config = config
         self.seed = seed
         self.shuffle = shuffle
@@ -185,11 +185,17 @@ class SampleOrder:
             rng.shuffle(shards)
         for start in range(0, len(shards), self.config.shuffle_shards):
             window = shards[start : start + self.config.shuffle_shards]
-            window_samples = sum(entry.num_samples for _, entry in window)
+            window_samples = sum(source.num_samples[shard] for source, shard in window)
             if skip >= window_samples:
                 skip -= window_samples
                 continue
-            samples = [raw for folder, entry in window for raw in read_shard(folder, entry)]
+            samples = [
+                raw
+                for source, shard in window
+                for raw in source.read_all(
+                    (shard, place) for place in range(source.num_samples[shard])
+                )
+            ]
             if self.shuffle:
                 random.Random(f"{self.seed}/{epoch}/window{start}").shuffle(samples)
             yield from samples[skip:]

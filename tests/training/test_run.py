@@ -13,7 +13,7 @@ from transformers import MllamaForConditionalGeneration
 
 from data.pack import Manifest, pack
 from data.schema import RawSample, Sample
-from data.shards import read_folder, read_shard
+from data.shards import ShardSet, read_folder
 from training.config import StageName, TrainConfig
 from training.metrics import METRICS_FILE, read_metrics
 from training.run import build_setup, train_stage
@@ -108,10 +108,11 @@ def test_a_run_that_dies_on_the_way_resumes_to_the_same_model(
     # The shard that the run reads last is away for a moment.
     order = build_setup(config).train.order
     last = [raw.key for pool in order.pools(0, 0) for raw in pool.samples][-1]
+    shards = ShardSet.open(copy)
     (shard,) = [
-        copy / entry.name
-        for entry in Manifest.read(copy).shards
-        if last in [raw.key for raw in read_shard(copy, entry)]
+        copy / shards.names[number]
+        for (number, _), raw in zip(shards.places, shards.read_all(), strict=True)
+        if raw.key == last
     ]
     shard.rename(tmp_path / "away")
     with pytest.raises(UserError, match=f"{shard.name} is missing"):
