@@ -14,6 +14,7 @@ from webdataset.tariterators import base_plus_ext
 
 from vlm.errors import UserError
 
+_END = bytes(tarfile.BLOCKSIZE)  # the header that ends a tar
 MAX_END_BYTES = 1 << 20  # of zeros behind the last member; tar pads to 10 KiB
 _META = re.compile(r"__[^/]*__($|/)")  # webdataset keeps notes of its own under such names
 
@@ -59,20 +60,20 @@ def read_members(
     offset = start
     while offset != end:
         file.seek(offset)
+        block = file.read(tarfile.BLOCKSIZE)
+        if len(block) < tarfile.BLOCKSIZE:
+            raise cut_short(base + offset + len(block))
+        if block == _END and end is None:
+            _check_end(file, offset)
+            return
+        file.seek(offset)
         try:
             info = tarfile.TarInfo.fromtarfile(tar)
         except UserError:  # the storage's: only the tar's own faults are meant here
             raise
-        except tarfile.EOFHeaderError:
-            if end is not None:
-                raise _damaged(base + offset, "no header") from None
-            _check_end(file, offset)
-            return
-        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError):
-            raise cut_short(base + max(offset, file.tell())) from None
         except (tarfile.TarError, ValueError, OverflowError, MemoryError) as error:
             if base + offset == 0:
-                raise _no_tar(file) from None
+                raise TarFault(f"is no tar: it begins with {block[:16]!r}") from None
             raise _damaged(base + offset, str(error)) from None
         if tar.offset <= offset or (end is not None and tar.offset > end):
             raise _damaged(base + offset, "a size that cannot be")
@@ -96,8 +97,3 @@ def _check_end(file: BinaryIO, offset: int) -> None:
 
 def _damaged(offset: int, reason: str) -> TarFault:
     return TarFault(f"is damaged at byte {offset}: {reason}")
-
-
-def _no_tar(file: BinaryIO) -> TarFault:
-    file.seek(0)
-    return TarFault(f"is no tar: it begins with {file.read(16)!r}")

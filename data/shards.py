@@ -236,7 +236,7 @@ def read_folder(folder: str | Path) -> Iterator[RawSample]:
 def _without_manifest(location: str, patience: Patience) -> ShardSet | None:
     """The tars of a folder that `pack` did not write; None where there are none."""
     try:
-        names = tuple(list_files(location, ".tar", patience))
+        names = list_files(location, ".tar", patience)
     except MissingFile:
         return None
     if not names:
@@ -247,7 +247,7 @@ def _without_manifest(location: str, patience: Patience) -> ShardSet | None:
         index = cached_index(join(location, name), patience)
         counts.append(len(index.keys) + (index.fault is not None))
         digest.update(f"{index.to_json(name)}{index.fault}".encode())
-    return ShardSet(location, tuple(counts), digest.hexdigest(), names, patience=patience)
+    return ShardSet(location, tuple(counts), digest.hexdigest(), tuple(names), patience=patience)
 
 
 def _runs(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:

@@ -127,8 +127,8 @@ def open_file(location: str, patience: Patience = PATIENT) -> BinaryIO:
         raise StorageError(f"{location} cannot be read: {_reason(error)}") from error
 
 
-def list_files(folder: str, suffix: str, patience: Patience = PATIENT) -> dict[str, str]:
-    """The files directly in a folder whose names end with `suffix`, sorted, and their tags.
+def list_files(folder: str, suffix: str, patience: Patience = PATIENT) -> list[str]:
+    """The names of the files directly in a folder that end with `suffix`, sorted.
 
     A web server has no folders: there nothing is found.
 
@@ -138,19 +138,18 @@ def list_files(folder: str, suffix: str, patience: Patience = PATIENT) -> dict[s
     """
     protocol = _protocol(folder)
     if protocol in WEB:
-        return {}
+        return []
     if protocol == "file":
         try:
-            with os.scandir(_local_path(folder)) as entries:
-                tags = {entry.name: _local_tag(entry.stat()) for entry in entries}
+            names = os.listdir(_local_path(folder))
         except (FileNotFoundError, NotADirectoryError):
             raise MissingFile(f"{folder} is missing") from None
         except OSError as error:
             raise StorageError(f"{folder} cannot be listed: {_reason(error)}") from error
     else:
         found = _look_up("ls", folder, patience)
-        tags = {str(info["name"]).rpartition("/")[2]: _remote_tag(info) for info in found}
-    return {name: tags[name] for name in sorted(tags) if name.endswith(suffix)}
+        names = [str(info["name"]).rpartition("/")[2] for info in found]
+    return sorted(name for name in names if name.endswith(suffix))
 
 
 def file_tag(location: str, patience: Patience = PATIENT) -> str:
@@ -161,9 +160,10 @@ def file_tag(location: str, patience: Patience = PATIENT) -> str:
         StorageError: its storage does not tell.
     """
     if _protocol(location) != "file":
-        return _remote_tag(_look_up("info", location, patience))
+        return _tag(_look_up("info", location, patience))
     try:
-        return _local_tag(os.stat(_local_path(location)))
+        found = os.stat(_local_path(location))
+        return f"size={found.st_size} mtime={found.st_mtime_ns}"
     except (FileNotFoundError, NotADirectoryError):
         raise MissingFile(f"{location} is missing") from None
     except OSError as error:
@@ -366,11 +366,7 @@ def _ask(filesystem: Any, question: str, *arguments: Any) -> Any:
         return None
 
 
-def _local_tag(found: os.stat_result) -> str:
-    return f"size={found.st_size} mtime={found.st_mtime_ns}"
-
-
-def _remote_tag(info: dict[str, Any]) -> str:
+def _tag(info: dict[str, Any]) -> str:
     tags = ("size", "created", "ETag", "etag", "LastModified", "Last-Modified", "md5Hash")
     return " ".join(f"{tag}={info[tag]}" for tag in tags if tag in info)
 

@@ -110,7 +110,7 @@ class Web:
                 web.answer(self)
 
             def do_HEAD(self) -> None:
-                web.answer(self, with_content=False)
+                web.answer(self)
 
             def log_message(self, *_: object) -> None:
                 """Say nothing."""
@@ -119,7 +119,7 @@ class Web:
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
-    def answer(self, request: BaseHTTPRequestHandler, with_content: bool = True) -> None:
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
         name = request.path.lstrip("/")
         span = request.headers.get("Range")
         self.asked.append((name, span))
@@ -140,23 +140,19 @@ class Web:
                 self._send(request, 416, b"")
                 return
             content, status = content[first : last + 1], 206
-        self._send(request, status, content if with_content else b"", fault == "drop", len(content))
+        self._send(request, status, content, fault == "drop")
 
     def _send(
-        self,
-        request: BaseHTTPRequestHandler,
-        status: int,
-        content: bytes,
-        drop: bool = False,
-        length: int | None = None,
+        self, request: BaseHTTPRequestHandler, status: int, content: bytes, drop: bool = False
     ) -> None:
         request.send_response(status)
-        request.send_header("Content-Length", str(len(content) if length is None else length))
+        request.send_header("Content-Length", str(len(content)))
         request.end_headers()
         piece = content[: len(content) // 2] if drop else content
         try:
-            request.wfile.write(piece)
-            self.num_sent += len(piece)
+            if request.command == "GET":
+                request.wfile.write(piece)
+                self.num_sent += len(piece)
         except OSError:  # the client has gone
             drop = True
         request.close_connection |= drop
