@@ -20,7 +20,7 @@ MODEL = Path("models/Llama-3.2-11B-Vision-Instruct")
 RUN = Path("runs/llama3_2_11b_lora")
 NUM_PICTURES = 48
 # Appended to the training commands: a run of seconds.
-SHORT = ("steps=2", "optim.warmup_steps=1", "data.num_workers=0", "gradient_accumulation=1")
+SHORT = ("steps=2", "optim.warmup_steps=1", "data.num_workers=0", "batches_per_step=1")
 
 
 def blocks(language: str) -> list[str]:
