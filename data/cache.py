@@ -14,7 +14,8 @@ from pathlib import Path
 def cache_file(kind: str, identity: str) -> Path:
     """Where a result is kept; `identity` is everything that it depends on."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "vlm" / kind / f"{hashlib.sha256(identity.encode()).hexdigest()}.json"
+    name = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()
+    return Path(home) / "vlm" / kind / f"{name}.json"
 
 
 def keep(file: Path, content: str) -> None:

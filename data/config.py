@@ -18,15 +18,11 @@ def _location(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _source(value: Any) -> Any:
-    return {"path": value} if isinstance(value, str | Path) else value
-
-
 Location = Annotated[str, BeforeValidator(_location), Field(min_length=1)]
 
 
 class SourceConfig(BaseModel):
-    """A folder of shards, by path or URL; in YAML a path alone will do.
+    """A folder of shards, by path or URL.
 
     weight: this source's part of a mixture, relative to the others' weights.
     """
@@ -43,9 +39,9 @@ class DataConfig(BaseModel):
     Exactly one of `batch_samples` and `batch_tokens` is set: samples of a batch, or text tokens of
     a batch with padding counted.
 
-    train: folders of shards. Without weights they are joined, and every sample comes once an
-        epoch. With weights, on all of them, each source has epochs of its own, and gives its part
-        of all samples or tokens, at any time.
+    train: folders of shards, by path or URL. Without weights they are joined, and every sample
+        comes once an epoch. With weights, on all of them, each source has epochs of its own, and
+        gives its part of all samples or tokens, at any time.
     mix_by: what the weights are parts of: samples, or text tokens (of whole chats, the template's
         among them), which are counted once for each source.
     batch_tiles: at most so many tiles of pictures share a batch.
@@ -68,7 +64,7 @@ class DataConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    train: tuple[Annotated[SourceConfig, BeforeValidator(_source)], ...] = Field(min_length=1)
+    train: tuple[Location | SourceConfig, ...] = Field(min_length=1)
     validation: tuple[Location, ...] = ()
     mix_by: Literal["samples", "tokens"] = "samples"
     batch_samples: PositiveInt | None = None
@@ -85,15 +81,23 @@ class DataConfig(BaseModel):
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
     log_samples: bool = False
 
+    @property
+    def sources(self) -> tuple[SourceConfig, ...]:
+        """What `train` lists; a path alone has no weight."""
+        return tuple(
+            source if isinstance(source, SourceConfig) else SourceConfig(path=source)
+            for source in self.train
+        )
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.batch_samples is None) == (self.batch_tokens is None):
             raise ValueError("set exactly one of batch_samples and batch_tokens")
         if self.max_turns is not None and not self.split_turns:
             raise ValueError("max_turns draws from split turns: set split_turns as well")
-        weighted = [source.weight is not None for source in self.train]
+        weighted = [source.weight is not None for source in self.sources]
         if any(weighted) and not all(weighted):
-            without = self.train[weighted.index(False)].path
+            without = self.sources[weighted.index(False)].path
             raise ValueError(f"{without} has no weight: give all sources of train one, or none")
         if self.mix_by == "tokens" and not any(weighted):
             raise ValueError("mix_by: tokens needs a weight for each source of train")

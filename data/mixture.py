@@ -23,7 +23,7 @@ def sample_shares(
     Raises:
         UserError: a source whose tokens are to be counted cannot be read.
     """
-    weights = [Fraction(source.weight) for source in config.train if source.weight is not None]
+    weights = [Fraction(source.weight) for source in config.sources if source.weight is not None]
     if not weights:
         return None
     if config.mix_by == "samples":

@@ -130,7 +130,7 @@ def build_setup(config: TrainConfig) -> Setup:
     _check_parents(config, stage)
     for component, source in _sources(config).items():
         _check_shape(config, component, source)
-    sources = [ShardSet.open(source.path) for source in config.data.train]
+    sources = [ShardSet.open(source.path) for source in config.data.sources]
     tokenizer_folder = _tokenizer_folder(config)
     if tokenizer_folder is None:
         texts = _texts(sources)

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from transformers.models.mllama.image_processing_mllama import MllamaImageProcessor
 
 from data.collate import ChatBatch, collate_chats
-from data.config import DataConfig, SourceConfig
+from data.config import DataConfig
 from data.encode import ChatEncoder, ChatRows
 from data.loader import Loader
 from data.pack import Manifest
@@ -89,7 +89,7 @@ class Batches:
     def loader(self, draft: bool = True, shuffle: bool = False) -> Loader[ChatRows, ChatBatch]:
         """Our loader."""
         config = DataConfig(
-            train=(SourceConfig(path=str(self.folder)),),
+            train=(str(self.folder),),
             batch_samples=BATCH_SAMPLES,
             max_tokens=MAX_TOKENS,
             pool_batches=POOL_BATCHES,
