@@ -49,12 +49,20 @@ def streams_of_step(batches_per_step: int | None, ranks: int) -> int:
     return streams
 
 
-def gather(value: ValueT) -> list[ValueT]:
+def host_group() -> "torch.distributed.ProcessGroup | None":
+    """A group of all ranks for what a thread exchanges beside the loop; None in one process."""
+    if num_ranks() == 1:
+        return None
+    group: torch.distributed.ProcessGroup = torch.distributed.new_group(backend="gloo")
+    return group
+
+
+def gather(value: ValueT, group: "torch.distributed.ProcessGroup | None" = None) -> list[ValueT]:
     """Return every rank's value, in the order of the ranks, on each of them."""
     if num_ranks() == 1:
         return [value]
     values: list[Any] = [None] * num_ranks()
-    torch.distributed.all_gather_object(values, value)
+    torch.distributed.all_gather_object(values, value, group=group)
     return values
 
 

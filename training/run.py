@@ -75,9 +75,12 @@ class Setup:
     adapter: AdapterConfig | None = None
 
 
-def train_stage(config: TrainConfig, resume: bool = False) -> FitResult:
+def train_stage(config: TrainConfig, resume: bool = False, force: bool = False) -> FitResult:
     """Run one stage and write its model folder to `config.out`.
 
+    Args:
+        resume: go on from the newest whole checkpoint, if there is any.
+        force: also under a configuration that has changed since.
     Raises:
         UserError: a parent does not match, the data is unusable, or the run folder is taken.
     """
@@ -98,7 +101,8 @@ def train_stage(config: TrainConfig, resume: bool = False) -> FitResult:
         None if setup.validation is None else partial(_validation_batches, setup),
         run_identity(setup),
     )
-    resumed = trainer.resume() if resume else None
+    notes: list[str] = []
+    resumed = resume and trainer.resume(notes.append, force)
     config.out.mkdir(parents=True, exist_ok=True)
     (config.out / CONFIG_FILE).write_text(dump_config(config))
     with ExitStack() as stack:
@@ -107,10 +111,12 @@ def train_stage(config: TrainConfig, resume: bool = False) -> FitResult:
         if config.data.log_samples:
             samples = stack.enter_context(closing(SampleLog(config.out, trainer.step)))
         log.message(describe_parts(setup))
-        if resumed is not None:
-            log.message(f"resumed from {resumed} at step {trainer.step}")
+        for note in notes:
+            log.message(note)
+        if resumed:
+            log.message(f"resumed from {trainer.saver.last} at step {trainer.step}")
         elif resume:
-            log.message(f"no checkpoint in {trainer.checkpoints}; starting anew")
+            log.message(f"no checkpoint in {trainer.saver.folder}; starting anew")
         setup.train.on_reject = RejectFile(config.out).add
         result = trainer.fit(log, samples)
         if setup.train.rejects:

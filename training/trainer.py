@@ -21,8 +21,11 @@ from training.metrics import MetricsLog
 from training.objectives import Objective
 from training.optim import learning_rate
 from training.sample_log import SampleLog
-from training.state import Progress, list_checkpoints, load_checkpoint, save_checkpoint
+from training.saver import Saver
+from training.state import Progress, WholePayload
 from vlm.errors import UserError
+
+CHECKPOINTS = "checkpoints"
 
 
 class Batch(Protocol):
@@ -80,21 +83,29 @@ class Trainer(Generic[RowT, BatchT]):
         self.train = train
         self.batches: Prefetch[BatchT, LoaderState] = Prefetch(train, accelerator.device)
         self.validation = validation
-        self.identity = identity
-        self.checkpoints = config.out / "checkpoints"
+        self.saver = Saver(
+            config.out / CHECKPOINTS,
+            WholePayload(modules, optimizer, {}),
+            identity,
+            config.keep_checkpoints,
+        )
         self.parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
         self.step = 0
         self.seconds = 0.0
 
-    def resume(self) -> Path | None:
-        """Restore the newest checkpoint; None when there is none."""
-        found = list_checkpoints(self.checkpoints)
-        if not found:
-            return None
-        progress = load_checkpoint(found[-1], self.modules, self.optimizer, self.identity)
+    def resume(self, say: Callable[[str], None], force: bool = False) -> bool:
+        """Go on from the newest whole checkpoint; return whether there is any.
+
+        Args:
+            say: told what the user should know of it.
+            force: whatever has changed in the configuration.
+        """
+        progress = self.saver.resume(say, force)
+        if progress is None:
+            return False
         self.step, self.seconds = progress.step, progress.seconds
         self.train.state = progress.loader
-        return found[-1]
+        return True
 
     def fit(self, log: MetricsLog, samples: SampleLog | None = None) -> FitResult:
         """Train up to `config.steps`; return the last figures."""
@@ -123,7 +134,9 @@ class Trainer(Generic[RowT, BatchT]):
                 figures = self.validate()
                 log.record(self.step, "validation", figures)
             if self._due(config.checkpoint_every) and self.step < config.steps:
-                log.message(f"saved {self.save()}")
+                self.save()
+                log.message(f"saved step {self.step}")
+        self.saver.wait()
         self.batches.close()
         return FitResult(self.step, self.seconds, figures)
 
@@ -143,14 +156,7 @@ class Trainer(Generic[RowT, BatchT]):
         """Write a checkpoint of the current step."""
         position = LoaderState.merge(gather(self.batches.state))
         progress = Progress(self.step, position, self.seconds)
-        return save_checkpoint(
-            self.checkpoints,
-            progress,
-            self.modules,
-            self.optimizer,
-            self.identity,
-            self.config.keep_checkpoints,
-        )
+        return self.saver.save(progress)
 
     def _update(self, micro_batches: list[Staged[BatchT]]) -> tuple[float, float]:
         """One optimizer step; return the loss per term and the gradient norm before clipping."""

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import vlm
+from training.checkpoints import list_checkpoints
 from training.config import StageName, TrainConfig
 from training.dry_run import describe_run
 from training.lora import adapter_tensors
@@ -20,7 +21,6 @@ from training.objectives import NextToken
 from training.optim import build_optimizer
 from training.run import Setup, build_setup, train_stage
 from training.stages import freeze, parts_of
-from training.state import list_checkpoints
 from vlm.adapters.config import LoraConfig
 from vlm.adapters.folder import WEIGHTS_FILE, save_adapter
 from vlm.adapters.layers import adapted_layers

@@ -15,11 +15,11 @@ from data.pack import Manifest, pack
 from data.rejects import read_rejects
 from data.schema import RawSample, Sample
 from data.shards import read_folder
+from training.checkpoints import list_checkpoints
 from training.config import StageName, TrainConfig
 from training.metrics import METRICS_FILE, read_metrics
 from training.run import build_setup, train_stage
 from training.stages import STAGES
-from training.state import list_checkpoints
 from vlm.config import load_config
 from vlm.errors import UserError
 from vlm.weights.convert import to_hf
