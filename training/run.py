@@ -1,6 +1,7 @@
 """A stage from its configuration to its model folder: config -> objects -> fit."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import AutocastKwargs
 from torch import nn
 
 from data.collate import collate_chats, collate_pairs
@@ -19,11 +21,14 @@ from data.shards import read_folder
 from encoders.text import build_text_tower
 from encoders.vit import VisionEncoder
 from training.config import TrainConfig
+from training.flops import StepFlops
+from training.memory import recompute_blocks
 from training.metrics import MetricsLog
 from training.objectives import Contrastive, ContrastiveHead, NextToken, Objective
 from training.optim import build_optimizer
 from training.stages import STAGES, Stage, freeze, parts_of
 from training.trainer import FitResult, Trainer
+from training.utilisation import Utilisation, peak_flops
 from vlm.chat.processor import Processor
 from vlm.config import dump_config
 from vlm.decoder.stack import Decoder
@@ -34,13 +39,15 @@ from vlm.weights.folder import CONFIG_FILE as FOLDER_CONFIG_FILE
 from vlm.weights.folder import (
     FORMAT,
     FolderConfig,
+    check_component,
     check_same_config,
     is_model_folder,
     load_component,
     read_component,
     save_folder,
+    stored_component,
 )
-from vlm.weights.graft import graft_llm
+from vlm.weights.graft import check_llm, graft_llm
 from vlm.weights.sections import read_section
 from vlm.weights.tower_folders import is_tower_folder
 from vlm.weights.towers import load_tower
@@ -79,6 +86,7 @@ def train_stage(config: TrainConfig, resume: bool = False) -> FitResult:
     for module in setup.modules.values():
         module.to(accelerator.device)
     freeze(setup.stage, parts_of(setup.modules))
+    recomputed = recompute_blocks(setup.modules, config.memory)
     trainer = Trainer(
         config,
         accelerator,
@@ -88,6 +96,7 @@ def train_stage(config: TrainConfig, resume: bool = False) -> FitResult:
         setup.train,
         None if setup.validation is None else partial(_validation_batches, setup),
         run_identity(setup),
+        build_utilisation(StepFlops(setup.modules, recomputed), accelerator),
     )
     resumed = trainer.resume() if resume else None
     config.out.mkdir(parents=True, exist_ok=True)
@@ -106,8 +115,13 @@ def train_stage(config: TrainConfig, resume: bool = False) -> FitResult:
     return result
 
 
-def build_setup(config: TrainConfig) -> Setup:
-    """Build a stage's modules from its parents, and its data."""
+def build_setup(config: TrainConfig, making: AbstractContextManager[None] | None = None) -> Setup:
+    """Build a stage's modules from its parents, and its data.
+
+    Args:
+        making: where modules are made without numbers (training/rehearsal.py). What they start from
+            is then only checked, by the headers of its files.
+    """
     stage = STAGES[config.stage]
     _check_parents(config, stage)
     for component, source in _sources(config).items():
@@ -120,8 +134,9 @@ def build_setup(config: TrainConfig) -> Setup:
         processor = Processor.from_folder(tokenizer_folder, config.model.vision)
     processor.tokenizer.check_fits(_vocabulary(config))
     build = _contrastive_objects if config.stage == "encoder" else _language_objects
-    modules, objective = build(config, processor)
-    notes = _load_parents(config, modules)
+    with making or nullcontext():
+        modules, objective = build(config, processor)
+    notes = _load_parents(config, modules) if making is None else _check_weights(config, modules)
     data = config.data
     if config.stage == "encoder":
         encode: Any = PairEncoder(processor, data.max_tokens, data.draft)
@@ -148,12 +163,23 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     )
     # accelerate has one state a process; the stages of a process may differ in precision.
     AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(cpu=use_cpu, mixed_precision="bf16" if bf16 else "no")
+    # A weight is used once a forward pass: a cache of its bf16 copy would only keep it longer.
+    autocast = AutocastKwargs(cache_enabled=False)
+    mixed_precision = "bf16" if bf16 else "no"
+    return Accelerator(cpu=use_cpu, mixed_precision=mixed_precision, kwargs_handlers=[autocast])
+
+
+def build_utilisation(flops: StepFlops, accelerator: Accelerator) -> Utilisation | None:
+    """What measures the use of the device; None where its peak is not known."""
+    bf16 = accelerator.mixed_precision == "bf16"
+    peak = peak_flops(accelerator.device, torch.bfloat16 if bf16 else torch.float32)
+    return None if peak is None else Utilisation(flops, peak)
 
 
 def run_identity(setup: Setup) -> dict[str, Any]:
     """What must be equal for a checkpoint to be continued: all but where and how often we log."""
     free = {"out", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "device"}
+    free |= {"memory"}  # what is recomputed is the same to the bit
     identity = setup.config.model_dump(mode="json", exclude=free)
     del identity["data"]["num_workers"]  # the order of samples does not depend on it
     identity["manifests"] = [m.sha256 for m in setup.train.order.manifests]
@@ -205,6 +231,20 @@ def _load_parents(config: TrainConfig, modules: Mapping[str, nn.Module]) -> tupl
             notes += graft_llm(module, source)
         else:
             load_component(module, read_component(source, component), component, source)
+    return tuple(notes)
+
+
+def _check_weights(config: TrainConfig, modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
+    """Check that each component fits what the stage starts from; return notes as when loading."""
+    notes: list[str] = []
+    for component, source in _sources(config).items():
+        module = modules[component]
+        if isinstance(module, VisionEncoder) and is_tower_folder(source):
+            notes += load_tower(VisionEncoder(config.model.vision), source)
+        elif isinstance(module, Decoder) and not is_model_folder(source):
+            notes += check_llm(module, source)
+        else:
+            check_component(module, stored_component(source, component), component, source)
     return tuple(notes)
 
 
