@@ -120,8 +120,9 @@ class Rehearsal:
             live.count(tensor.detach())
         weights = live.now
         map_tensors(batch, live.count)
-        activations = 0
         with ByShape(), live:  # type: ignore[no-untyped-call]
+            states = _make_states(optimizer, trained)
+            live.peak = live.now
             for _ in range(min(num_batches, 2)):
                 before = live.now
                 with precision():
@@ -130,17 +131,10 @@ class Rehearsal:
                 if loss.requires_grad:
                     loss.backward()  # type: ignore[no-untyped-call]
                 del loss
-            peak = live.peak
-            gradients = sum(
-                p.grad.untyped_storage().nbytes() for p in trained if p.grad is not None
-            )
-            before, live.peak = live.now, live.now
+            gradients = sum(_num_bytes(p.grad) for p in trained if p.grad is not None)
             nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
-            states = live.now - before
-        # The first pass ran before the states were made.
-        peak = max(peak + states, live.peak)
-        return StepMemory(weights, gradients, states, activations, peak)
+        return StepMemory(weights, gradients, states, activations, live.peak)
 
     def place(self, batch: Any, device: torch.device) -> Any:
         """Return a batch on a device: pixels without numbers; ids, masks and counts with them."""
@@ -152,6 +146,19 @@ class Rehearsal:
                 return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
 
         return map_tensors(batch, on_device)
+
+
+def _make_states(optimizer: torch.optim.Optimizer, trained: list[nn.Parameter]) -> int:
+    """Make the optimizer's states by a step without gradients' numbers; return their bytes."""
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    return sum(_num_bytes(t) for state in optimizer.state.values() for t in state.values())
+
+
+def _num_bytes(tensor: Tensor) -> int:
+    return tensor.untyped_storage().nbytes()
 
 
 class ByShape(TorchDispatchMode):  # type: ignore[no-untyped-call]
