@@ -124,9 +124,9 @@ def bench_train(
 ) -> None:
     """Measure a training step: forward, backward and AdamW, on pictures and texts mixed.
 
-    Both sides hold the same weights and have the same rows; two that are text alone for us show a
-    picture of one tile to transformers. The figures are samples a second and the most memory that
-    is alive at once; a ratio above 1 means that we are ahead.
+    Both sides hold the same weights and have the same rows, packed here and padded there; two that
+    are text alone for us show a picture of one tile to transformers. The figures are samples a
+    second and the most memory that is alive at once; a ratio above 1 means that we are ahead.
     """
     from eval.speed.encode import parse_tile_mix
     from eval.speed.harness import SpeedReport, check_report_path, machine_facts, publish

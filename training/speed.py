@@ -3,7 +3,7 @@
 Both hold the same weights and learn from the same rows: pictures of different tile counts, texts
 of different lengths, half of whose tokens are supervised. Two more rows have no picture for us; in
 transformers they would change with their batch-mates (huggingface/transformers#39379), so there
-they show a picture of one tile.
+they show a picture of one tile. Our rows are packed, as `data.packing` does it; transformers pads.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, MllamaConfig, MllamaForConditionalGeneration
 
-from data.collate import ChatBatch
+from data.collate import ChatBatch, collate_chats
+from data.encode import ChatRows
 from data.prefetch import map_tensors
 from encoders.tiling import TiledImage, supported_canvases
 from eval.speed.encode import MASKED_PADDING, MAX_NUM_TILES, PaddingTiles, masked_padding
@@ -93,10 +94,9 @@ class StepComparison:
         shown = [_row(config, TEXT_TOKENS[i % 4], num) for i, num in enumerate(num_tiles)]
         plain = [_row(config, length, 0) for length in PLAIN_TEXT_TOKENS]
         pictured = [_row(config, length, 1) for length in PLAIN_TEXT_TOKENS]
-        self.mixed = _to(_batch([*shown, *plain]), device)
-        pictures_only = _batch([*shown, *pictured])
-        self.pictures_only = _to(pictures_only, device)
-        self.peer_inputs = _to(peer_inputs(self.ours, pictures_only), device)
+        self.mixed = _to(_packed([*shown, *plain]), device)
+        self.pictures_only = _to(_packed([*shown, *pictured]), device)
+        self.peer_inputs = _to(peer_inputs(self.ours, [*shown, *pictured]), device)
         self.num_samples = len(num_tiles) + len(PLAIN_TEXT_TOKENS)
 
     def check(self) -> str:
@@ -177,7 +177,7 @@ def compare_steps(
     seconds = time_in_turn(comparison.step_ours, comparison.step_peer, device, repeats)
     ours, peer = comparison.peak_bytes()
     mix = ",".join(map(str, num_tiles))
-    setting = f"{size} {mix} and text {padding_tiles} {dtype} {device.type}"
+    setting = f"{size} {mix} and text, {padding_tiles} {dtype} {device.type}"
     rate = rate_row("train", setting, comparison.num_samples, *seconds, "samples/s")
     memory = Row(
         name="train, peak memory",
@@ -229,11 +229,12 @@ def transformers_twin(ours: VisionLanguageModel) -> nn.Module:
     return twin
 
 
-def peer_inputs(model: VisionLanguageModel, batch: ChatBatch) -> dict[str, Any]:
-    """A batch of rows that start with their only picture, as transformers' model takes it."""
-    inputs, images = batch.inputs, batch.inputs.images
+def peer_inputs(model: VisionLanguageModel, rows: Sequence[Example]) -> dict[str, Any]:
+    """Rows that start with their only picture, as a batch for transformers' model."""
+    inputs = stack_examples(rows, PAD_ID)
+    ids, images = inputs.input_ids, inputs.images
+    supervised = nn.utils.rnn.pad_sequence([row.loss_mask for row in rows], batch_first=True)
     assert images is not None
-    ids = inputs.input_ids
     places = torch.arange(ids.shape[1])
     tile_mask = torch.arange(MAX_NUM_TILES) < images.num_tiles.unsqueeze(1)  # (B, 4)
     parameter = next(model.parameters())
@@ -247,7 +248,7 @@ def peer_inputs(model: VisionLanguageModel, batch: ChatBatch) -> dict[str, Any]:
         "aspect_ratio_ids": images.aspect_ratio_ids.unsqueeze(1),
         "aspect_ratio_mask": tile_mask.long().unsqueeze(1),
         "cross_attention_mask": tile_mask.long()[:, None, None].expand(-1, ids.shape[1], -1, -1),
-        "labels": torch.where(batch.loss_mask, ids, -100),
+        "labels": torch.where(supervised, ids, -100),
         "use_cache": False,
     }
 
@@ -265,9 +266,10 @@ def _row(config: VLMConfig, length: int, num_tiles: int) -> Example:
     return Example(ids, torch.arange(length) >= length // 2, images)
 
 
-def _batch(rows: Sequence[Example]) -> ChatBatch:
-    mask = nn.utils.rnn.pad_sequence([row.loss_mask for row in rows], batch_first=True)
-    return ChatBatch(tuple(map(str, range(len(rows)))), stack_examples(rows, PAD_ID), mask)
+def _packed(rows: Sequence[Example]) -> ChatBatch:
+    """Rows as documents of sequences as long as the longest of them."""
+    samples = [ChatRows(str(index), (row,)) for index, row in enumerate(rows)]
+    return collate_chats(samples, PAD_ID, max(len(row.input_ids) for row in rows))
 
 
 def _to(value: Any, device: torch.device) -> Any:

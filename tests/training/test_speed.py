@@ -10,6 +10,7 @@ from training.speed import SIZES, StepComparison, step_config
 from vlm import cli
 from vlm.config import PACKAGE_ROOT, VLMConfig, load_config
 
+TOKENS = [32, 48, 64, 192, 256]
 TINY = ("bench", "train", "--size", "tiny", "--repeats", "1", "--device", "cpu")
 
 
@@ -27,7 +28,7 @@ def test_the_command_measures_speed_and_memory_and_writes_the_report(
     assert rate["ratio"] == pytest.approx(rate["ours"] / rate["peer"])
     assert (memory["name"], memory["unit"]) == ("train, peak memory", "MB")
     assert memory["ratio"] == pytest.approx(memory["peer"] / memory["ours"])
-    assert rate["setting"] == memory["setting"] == "tiny 1,1,2,4 and text drop float32 cpu"
+    assert rate["setting"] == memory["setting"] == "tiny 1,1,2,4 and text, drop float32 cpu"
     printed = capsys.readouterr().out
     assert "drop: the loss is" in printed and "transformers with its padding masked" in printed
 
@@ -56,14 +57,17 @@ def test_both_sides_have_the_same_gradient_where_they_compute_the_same() -> None
 
 def test_the_mixed_batch_has_rows_without_pictures_and_the_peers_has_none() -> None:
     sides = comparison()
-    images = sides.mixed.inputs.images
-    assert images is not None
-    assert images.num_images.tolist() == [1, 1, 1, 0, 0] and len(images.pixels) == 8
-    pictures = sides.pictures_only.inputs.images
-    assert pictures is not None and pictures.num_images.tolist() == [1] * 5
-    assert torch.equal(sides.mixed.inputs.lengths, sides.pictures_only.inputs.lengths)
+    found = []
+    for batch in (sides.mixed, sides.pictures_only):
+        inputs, images = batch.inputs, batch.inputs.images
+        assert images is not None and inputs.document_lengths is not None
+        assert sorted(inputs.document_lengths[inputs.document_lengths > 0].tolist()) == TOKENS
+        assert inputs.input_ids.shape == (3, 256)  # packed; in transformers (5, 256)
+        found.append((len(images.num_tiles), len(images.pixels)))
+    assert found == [(3, 8), (5, 10)]
     assert torch.equal(sides.mixed.loss_mask, sides.pictures_only.loss_mask)
     assert sides.peer_inputs["aspect_ratio_mask"].sum() == 10
+    assert sides.peer_inputs["attention_mask"].sum() == sum(TOKENS)
 
 
 @pytest.mark.parametrize("size", SIZES)
