@@ -1,14 +1,19 @@
-"""Checking shards against their manifest, and every picture in them."""
+"""Checking shards against their manifest and index, and every picture in them."""
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
 
+from data.index import ShardIndex, index_name
 from data.pack import MANIFEST_NAME, Manifest, ShardEntry, file_sha256
-from data.shards import read_shard
+from data.scan import scan_shard
+from data.schema import RawSample, Reject
+from data.shards import ShardSet
+from data.storage import MissingFile
 from vlm.errors import UserError
 from vlm.images import ImageError, read_image
 
@@ -44,15 +49,18 @@ def check_folder(folder: Path, progress: bool = False) -> CheckReport:
         for path in sorted(folder.glob("*.tar"))
         if path.name not in listed
     ]
+    shards = ShardSet.open(folder)
     entries = track(
-        manifest.shards,
+        list(enumerate(manifest.shards)),
         f"checking {folder.name}",
         console=Console(stderr=True),
         disable=not progress,
     )
     counts = _Counts({})
-    for entry in entries:
-        faults += _check_shard(folder, entry, counts)
+    for number, entry in entries:
+        faults += _check_file(folder / entry.name, entry)
+        places = ((number, place) for place in range(entry.num_samples))
+        faults += _check_samples(folder / entry.name, shards.read_each(places), counts)
     if not faults:
         found = (len(counts.keys), counts.num_images, counts.num_turns)
         stated = (manifest.num_samples, manifest.num_images, manifest.num_turns)
@@ -71,23 +79,39 @@ class _Counts:
     num_turns: int = 0
 
 
-def _check_shard(folder: Path, entry: ShardEntry, counts: _Counts) -> list[str]:
-    path = folder / entry.name
-    faults = []
-    if path.is_file() and path.stat().st_size == entry.num_bytes:
-        sha256 = file_sha256(path)
-        if sha256 != entry.sha256:
-            faults.append(
-                f"{path} has sha256 {sha256[:12]}...; the manifest says {entry.sha256[:12]}..."
-            )
+def _check_file(path: Path, entry: ShardEntry) -> list[str]:
+    """Compare a shard with its entry in the manifest and with its index."""
     try:
-        samples = read_shard(folder, entry)
-    except UserError as error:
-        return [*faults, str(error)]
-    for raw in samples:
+        index = scan_shard(str(path))
+    except MissingFile:
+        return []  # as every sample of it says
+    faults = []
+    sha256 = file_sha256(path)
+    if sha256 != entry.sha256:
+        faults.append(
+            f"{path} has sha256 {sha256[:12]}...; the manifest says {entry.sha256[:12]}..."
+        )
+    if index.fault is not None:
+        faults.append(f"{path} {index.fault}")
+    beside = path.with_name(index_name(path.name))
+    if beside.is_file():
+        try:
+            if ShardIndex.parse(beside.read_bytes(), entry.sha256) != index:
+                faults.append(f"{beside} differs from the headers of the shard: remove it")
+        except UserError as error:
+            faults.append(f"{beside} {error}: remove it")
+    return faults
+
+
+def _check_samples(path: Path, found: Iterable[RawSample | Reject], counts: _Counts) -> list[str]:
+    faults = []
+    for raw in found:
+        if isinstance(raw, Reject):
+            faults.append(f"{raw.key}: {raw.reason}")
+            continue
         if raw.key in counts.keys:
             faults.append(f"{path}: {raw.key} is already in {counts.keys[raw.key]}")
-        counts.keys[raw.key] = entry.name
+        counts.keys[raw.key] = path.name
         counts.num_images += len(raw.images)
         counts.num_turns += raw.sample.num_turns
         faults += [

@@ -1,8 +1,8 @@
 """Writing shards: tar files of samples with a manifest that says what they must hold.
 
 A shard is written under a temporary name and renamed, then in the same way its `ShardState`: how
-much of the source had been read when it was full. So a shard with a state is whole, and after a
-kill a pack continues behind the last of them; see `data.staging` for the folder.
+much of the source had been read when it was full. So a shard with a state is whole and has an
+index, and after a kill a pack continues behind the last of them; see `data.staging` for the folder.
 """
 
 import hashlib
@@ -19,11 +19,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 from rich.progress import track
 
+from data.index import ShardIndex, index_name
 from data.pictures import Pictures
 from data.prepare import Item, Prepared, prepare_samples
 from data.rejects import why_none, write_rejects
 from data.schema import RawSample, Reject, first_fault
 from data.staging import STATE_SUFFIX, staged
+from data.storage import PATIENT, MissingFile, Patience, join, read_file
 from vlm.errors import UserError
 
 MANIFEST_NAME = "manifest.json"
@@ -58,25 +60,27 @@ class Manifest(BaseModel):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     @staticmethod
-    def read(folder: Path) -> "Manifest":
-        """Read the manifest of a folder of shards.
+    def read(folder: Path | str, patience: Patience = PATIENT) -> "Manifest":
+        """Read the manifest of a folder of shards, a path or a URL.
 
         Raises:
-            UserError: there is none, or it is not one.
+            MissingFile: there is none.
+            UserError: it is not one.
+            StorageError: the storage does not give it.
         """
-        path = folder / MANIFEST_NAME
-        if not path.is_file():
-            inside = [str(found.parent) for found in sorted(folder.glob(f"*/{MANIFEST_NAME}"))]
+        location = join(str(folder), MANIFEST_NAME)
+        try:
+            return Manifest.model_validate_json(read_file(location, patience))
+        except MissingFile:
+            found = sorted(Path(folder).glob(f"*/{MANIFEST_NAME}"))
             hint = (
-                f"name one of {', '.join(inside)}"
-                if inside
+                f"name one of {', '.join(str(path.parent) for path in found)}"
+                if found
                 else "give a folder that `vlm shards pack` wrote"
             )
-            raise UserError(f"{folder} holds no {MANIFEST_NAME}: {hint}")
-        try:
-            return Manifest.model_validate_json(path.read_bytes())
+            raise MissingFile(f"{folder} holds no {MANIFEST_NAME}: {hint}") from None
         except ValidationError as error:
-            raise UserError(f"{path} is not a manifest: {first_fault(error)}") from None
+            raise UserError(f"{location} is not a manifest: {first_fault(error)}") from None
 
 
 @dataclass(frozen=True)
@@ -275,7 +279,7 @@ class _PartWriter:
     def _write_shard(self, shard: Iterable[Prepared]) -> None:
         path = self.folder / f"shard-{len(self.states):06d}.tar"
         unfinished = path.with_name(f"{path.name}.part")
-        keys, num_images, num_turns = [], 0, 0
+        keys, edges, num_images, num_turns = [], [0], 0, 0
         # Old GNU headers hold nothing of this machine or the time of writing.
         with tarfile.open(unfinished, "w", format=tarfile.GNU_FORMAT) as tar:
             for item in shard:
@@ -283,11 +287,15 @@ class _PartWriter:
                 for index, (content, extension) in enumerate(item.images):
                     _add(tar, f"{item.key}.{index}.{extension}", content)
                 keys.append(item.key)
+                edges.append(tar.offset)
                 num_images += len(item.images)
                 num_turns += item.num_turns
         unfinished.rename(path)
+        entry = _entry(path, len(keys))
+        places = ShardIndex(tuple(keys), tuple(edges[:-1]), tuple(edges[1:]))
+        _write_whole(path.with_name(index_name(path.name)), places.to_json(entry.sha256))
         state = ShardState(
-            entry=_entry(path, len(keys)),
+            entry=entry,
             num_read=self.num_read,
             num_images=num_images,
             num_turns=num_turns,
@@ -311,8 +319,10 @@ def _whole_shards(folder: Path) -> list[ShardState]:
         shard = folder / state.entry.name
         if not shard.is_file() or file_sha256(shard) != state.entry.sha256:
             break
+        if not (folder / index_name(shard.name)).is_file():
+            break
         states.append(state)
-        kept |= {path.name, shard.name}
+        kept |= {path.name, shard.name, index_name(shard.name)}
     for path in folder.glob("shard-*"):
         if path.name not in kept:
             path.unlink()
@@ -330,12 +340,15 @@ def _read_state(path: Path) -> ShardState | None:
 
 
 def _write_state(shard: Path, state: ShardState) -> None:
-    path = shard.with_name(f"{shard.name}{STATE_SUFFIX}")
-    part = path.with_name(f"{path.name}.part")
     rejects = [asdict(reject) for reject in state.rejects]
     fields = {**vars(state), "entry": state.entry.model_dump(), "rejects": rejects}
     # ASCII keeps half a surrogate pair, out of somebody's JSON, as the escape that it was.
-    part.write_text(json.dumps(fields), "ascii")
+    _write_whole(shard.with_name(f"{shard.name}{STATE_SUFFIX}"), json.dumps(fields))
+
+
+def _write_whole(path: Path, content: str) -> None:
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(content, "ascii")
     part.rename(path)
 
 

@@ -159,10 +159,12 @@ class Reject:
     """An input that was left out.
 
     reason: a kind of fault, or `kind: details`; summaries count by kind.
+    shard: the name of the shard that it was to be read from, if from one.
     """
 
     key: str
     reason: str
+    shard: str | None = None
 
     @property
     def kind(self) -> str:

@@ -1,105 +1,300 @@
-"""Reading shards: back to samples, with every difference from the manifest an error."""
+"""Reading samples out of shards by their position.
 
-import tarfile
-from collections.abc import Iterable, Iterator
+An index says which bytes of a shard are a sample's; neighbours are read together, and no sample
+depends on what comes before it. A fault costs the samples that it touches and no other.
+"""
+
+import io
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
-from webdataset.tariterators import (
-    group_by_keys,
-    tar_file_expander,
+from data.index import ShardIndex, index_name
+from data.members import Member, TarFault, cut_short, read_members
+from data.pack import Manifest
+from data.scan import cached_index
+from data.schema import RawSample, Reject, Sample
+from data.storage import (
+    PATIENT,
+    ByteRange,
+    MissingFile,
+    Patience,
+    join,
+    list_files,
+    read_ranges,
 )
-
-from data.pack import Manifest, ShardEntry
-from data.schema import RawSample, Sample
 from vlm.errors import UserError
 from vlm.images import EXTENSIONS
 
 PICTURE_EXTENSIONS = frozenset(EXTENSIONS.values()) | {"jpeg", "tiff"}
+INDEXES_KEPT = 64
+MAX_GAP_BYTES = 1 << 16  # between two samples that are read together all the same
+MAX_RUN_BYTES = 8 << 20  # that are read together, unless a sample alone is larger
+SAMPLES_AT_ONCE = 64  # where all are read in order
 
 
-def read_folder(folder: Path) -> Iterator[RawSample]:
+@dataclass(frozen=True)
+class ShardSet:
+    """The shards of one source, read by position.
+
+    It may be pickled, forked and shared by threads; each process reads its own indexes.
+
+    location: a folder's path or URL.
+    num_samples: of each shard, as the manifest says. Without a manifest, what the tar's headers
+        show; a fault that ends a tar early then counts as one sample more, which is rejected.
+    fingerprint: of the data: the manifest's, or else of the shards' names and indexes.
+    names: of the shards, files at `location`.
+    hashes: SHA-256 of each shard, as the manifest says; empty without one.
+    """
+
+    location: str
+    num_samples: tuple[int, ...]
+    fingerprint: str
+    names: tuple[str, ...]
+    hashes: tuple[str, ...] = ()
+    patience: Patience = PATIENT
+    _indexes: dict[int, ShardIndex] = field(default_factory=dict, compare=False, repr=False)
+
+    @staticmethod
+    def open(location: str | Path, patience: Patience = PATIENT) -> "ShardSet":
+        """Find the shards of a source; with a manifest nothing else is read.
+
+        Raises:
+            UserError: there is neither a manifest nor a tar, or it is no manifest.
+            StorageError: the storage does not answer.
+        """
+        location = str(location)
+        try:
+            manifest = Manifest.read(location, patience)
+        except MissingFile:
+            found = _without_manifest(location, patience)
+            if found is None:
+                raise
+            return found
+        return ShardSet(
+            location=location,
+            num_samples=tuple(entry.num_samples for entry in manifest.shards),
+            fingerprint=manifest.sha256,
+            names=tuple(entry.name for entry in manifest.shards),
+            hashes=tuple(entry.sha256 for entry in manifest.shards),
+            patience=patience,
+        )
+
+    @property
+    def places(self) -> Iterator[tuple[int, int]]:
+        """Every (shard, place in the shard), in the order in which the samples were written."""
+        return ((s, place) for s, number in enumerate(self.num_samples) for place in range(number))
+
+    def path(self, shard: int) -> str:
+        """The location of a shard."""
+        return join(self.location, self.names[shard])
+
+    def read(self, places: Sequence[tuple[int, int]]) -> list[RawSample | Reject]:
+        """Read the samples at the given (shard, place in the shard).
+
+        Only JSON and pictures are accepted, and pictures stay encoded: nothing in a shard is
+        executed or unpickled.
+
+        Returns:
+            in the order of `places` the samples; where one cannot be had, why: its key, or
+            `SHARD#place` where that is not known, and a reason with the shard and the byte.
+        Raises:
+            StorageError: a storage does not give a file that may be there. Later it may.
+        """
+        results: dict[int, RawSample | Reject] = {}
+        pieces: list[_Piece] = []
+        indexes = self._load({shard for shard, _ in places})
+        for number, (shard, place) in enumerate(places):
+            index = indexes[shard]
+            fault = self._fault(index, shard, place)
+            if fault is None:
+                start, end, key = index.starts[place], index.ends[place], index.keys[place]
+                pieces.append(_Piece(shard, start, end, key, number))
+            else:
+                results[number] = fault
+        runs = list(_runs(sorted(pieces)))
+        ranges = [ByteRange(self.path(run[0].shard), run[0].start, run[-1].end) for run in runs]
+        for run, content in zip(runs, read_ranges(ranges, self.patience), strict=True):
+            results.update(self._parse(run, content))
+        return [results[number] for number in range(len(places))]
+
+    def read_each(self, places: Iterable[tuple[int, int]]) -> Iterator[RawSample | Reject]:
+        """Yield what `read` gives, a few at a time, for many places in a row."""
+        rest = iter(places)
+        while some := list(islice(rest, SAMPLES_AT_ONCE)):
+            yield from self.read(some)
+
+    def read_all(self, places: Iterable[tuple[int, int]] | None = None) -> Iterator[RawSample]:
+        """Yield the samples at `places`, or every sample.
+
+        Raises:
+            UserError: one of them cannot be had.
+        """
+        for found in self.read_each(self.places if places is None else places):
+            if isinstance(found, Reject):
+                raise UserError(f"{found.key}: {found.reason}")
+            yield found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_indexes": {}}
+
+    def _load(self, shards: set[int]) -> dict[int, ShardIndex]:
+        """The indexes of some shards; those that lie beside them are read together."""
+        known = {shard: self._indexes.pop(shard, None) for shard in shards}
+        found = {shard: index for shard, index in known.items() if index is not None}
+        rest = sorted(shards - found.keys())
+        beside: list[bytes | None] = [None] * len(rest)
+        if self.hashes:
+            names = [join(self.location, index_name(self.names[shard])) for shard in rest]
+            beside = read_ranges([ByteRange(name) for name in names], self.patience)
+        found |= {s: self._index(s, content) for s, content in zip(rest, beside, strict=True)}
+        self._indexes.update(found)  # those used last come last
+        for shard in list(self._indexes)[:-INDEXES_KEPT]:
+            self._indexes.pop(shard, None)
+        return found
+
+    def _index(self, shard: int, beside: bytes | None) -> ShardIndex:
+        """The index of a shard, out of the file beside it if there is one."""
+        path, stated = self.path(shard), self.num_samples[shard]
+        index = None
+        if beside is not None:
+            try:
+                index = ShardIndex.parse(beside, self.hashes[shard])
+            except UserError as error:
+                warnings.warn(
+                    f"{index_name(path)} {error}: the tar's headers are read instead", stacklevel=4
+                )
+        if index is None:
+            try:
+                index = cached_index(path, self.patience)
+            except MissingFile:
+                return ShardIndex((), (), (), "is missing")
+        if not self.hashes or len(index.keys) == stated:
+            return index
+        fault = f"holds {len(index.keys)} samples; the manifest says {stated}"
+        if len(index.keys) > stated:  # which of them are meant cannot be known
+            return ShardIndex((), (), (), fault)
+        return replace(index, fault=index.fault or fault)
+
+    def _fault(self, index: ShardIndex, shard: int, place: int) -> Reject | None:
+        """Why there is no sample to look for."""
+        name, path = self.names[shard], self.path(shard)
+        if not 0 <= place < self.num_samples[shard]:
+            raise IndexError(f"{path} has {self.num_samples[shard]} samples: no place {place}")
+        if place >= len(index.keys):
+            return Reject(f"{name}#{place}", f"bad shard: {path} {index.fault}", name)
+        if place in index.repeated:
+            key, start = index.keys[place], index.starts[place]
+            reason = f"duplicate key: {path}, byte {start}: a sample before it has the same"
+            return Reject(key, reason, name)
+        return None
+
+    def _parse(
+        self, run: list["_Piece"], content: bytes | None
+    ) -> Iterator[tuple[int, RawSample | Reject]]:
+        """Yield what each piece of a run is, by its number."""
+        name, path, base = self.names[run[0].shard], self.path(run[0].shard), run[0].start
+        file = io.BytesIO(content or b"")
+        for piece in run:
+            try:
+                if content is None:
+                    raise TarFault("is missing")
+                if piece.end - base > len(content):
+                    raise cut_short(base + len(content))
+                members = list(read_members(file, piece.start - base, piece.end - base, base))
+                yield piece.number, _raw_sample(piece.key, members, content)
+            except TarFault as fault:
+                yield piece.number, Reject(piece.key, f"bad shard: {path} {fault}", name)
+            except UserError as error:
+                reason = f"bad sample: {path}, byte {piece.start}: {error}"
+                yield piece.number, Reject(piece.key, reason, name)
+
+
+class _Piece(NamedTuple):
+    """The bytes of one wanted sample. number: where it stands among those wanted."""
+
+    shard: int
+    start: int
+    end: int
+    key: str
+    number: int
+
+
+def read_folder(folder: str | Path) -> Iterator[RawSample]:
     """Yield every sample of a folder of shards, in the order in which they were written.
 
     Raises:
-        UserError: no manifest, or a shard that differs from it.
+        UserError: no shards, or a sample that cannot be had.
     """
-    for entry in Manifest.read(folder).shards:
-        yield from read_shard(folder, entry)
+    yield from ShardSet.open(folder).read_all()
 
 
-def read_shard(folder: Path, entry: ShardEntry) -> list[RawSample]:
-    """Read one shard.
+def _without_manifest(location: str, patience: Patience) -> ShardSet | None:
+    """The tars of a folder that `pack` did not write; None where there are none."""
+    try:
+        names = list_files(location, ".tar", patience)
+    except MissingFile:
+        return None
+    if not names:
+        return None
+    counts = []
+    digest = sha256()
+    for name in names:
+        index = cached_index(join(location, name), patience)
+        counts.append(len(index.keys) + (index.fault is not None))
+        digest.update(f"{index.to_json(name)}{index.fault}".encode())
+    return ShardSet(location, tuple(counts), digest.hexdigest(), tuple(names), patience=patience)
 
-    Only JSON and pictures are accepted, and pictures stay encoded: nothing in a shard is executed
-    or unpickled. The shard is opened here as a plain file, so webdataset sees no URL, `pipe:`
-    included.
+
+def _runs(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
+    """Put sorted pieces that are neighbours in their shard together."""
+    run: list[_Piece] = []
+    for piece in pieces:
+        if run and (
+            piece.shard != run[0].shard
+            or piece.start - run[-1].end > MAX_GAP_BYTES
+            or piece.end - run[0].start > MAX_RUN_BYTES
+        ):
+            yield run
+            run = []
+        run.append(piece)
+    if run:
+        yield run
+
+
+def _raw_sample(key: str, members: Sequence[Member], content: bytes) -> RawSample:
+    """Put a sample together.
 
     Raises:
-        UserError: the shard is missing, cut short, damaged, or holds something else than the
-            manifest says; names the shard and the counts.
+        UserError: its members are not a chat and the pictures that it shows.
     """
-    path = folder / entry.name
-    if not path.is_file():
-        raise UserError(
-            f"{path} is missing; the manifest lists it with {entry.num_samples} samples"
-        )
-    num_bytes = path.stat().st_size
-    if num_bytes != entry.num_bytes:
-        what = "is cut short at" if num_bytes < entry.num_bytes else "holds"
-        raise UserError(f"{path} {what} {num_bytes} bytes; the manifest says {entry.num_bytes}")
-    with path.open("rb") as stream:
-        try:
-            samples = [_raw_sample(group, path) for group in _groups(stream, path)]
-        except UserError:
-            raise
-        except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-            reason = error.args[0] if error.args else type(error).__name__
-            raise UserError(f"{path} is damaged near byte {stream.tell()}: {reason}") from error
-    # tarfile takes a corrupt header in the middle for the end, silently: only the count tells.
-    if len(samples) != entry.num_samples:
-        raise UserError(
-            f"{path} holds {len(samples)} readable samples; the manifest says {entry.num_samples}: "
-            "it is damaged or was changed, so pack or copy it again"
-        )
-    return samples
-
-
-def _groups(stream: BinaryIO, path: Path) -> Iterable[dict[str, Any]]:
-    members = tar_file_expander([{"url": path.name, "stream": stream}])
-    groups: Iterable[dict[str, Any]] = group_by_keys(_known_members(members, path))
-    return groups
-
-
-def _known_members(members: Iterable[dict[str, Any]], path: Path) -> Iterator[dict[str, Any]]:
-    # webdataset drops a name without an extension silently, and its decoders unpickle some others.
+    files: dict[str, bytes] = {}
     for member in members:
-        if member:  # the last one is an empty marker of the end
-            name = member["fname"]
-            suffix = name.rpartition("/")[2].partition(".")[2].lower()
-            if suffix != "json" and not _is_picture(suffix):
-                raise UserError(
-                    f"{path} holds {name!r}: only KEY.json and KEY.0.jpg, KEY.1.png, ..."
-                )
-        yield member
+        if member.key != key:
+            raise UserError(f"holds {member.name!r}: the index names another sample")
+        if member.suffix != "json" and not _is_picture(member.suffix):
+            raise UserError(f"holds {member.name!r}: only KEY.json and KEY.0.jpg, KEY.1.png, ...")
+        if member.suffix in files:
+            raise UserError(f"holds {member.name!r} twice")
+        files[member.suffix] = content[member.content : member.content + member.num_bytes]
+    if "json" not in files:
+        raise UserError(f"pictures of {key!r} without {key}.json beside them")
+    try:
+        sample = Sample.parse(files.pop("json"))
+    except UserError as error:
+        raise UserError(f"{key}.json: {error}") from None
+    numbered = {int(suffix.partition(".")[0]): suffix for suffix in files}
+    if len(numbered) != len(files) or sorted(numbered) != list(range(sample.num_images)):
+        raise UserError(
+            f"{key} has pictures {sorted(files)} for {sample.num_images} places in its chat"
+        )
+    return RawSample(key, sample, [files[numbered[place]] for place in range(sample.num_images)])
 
 
 def _is_picture(suffix: str) -> bool:
     index, _, extension = suffix.partition(".")
     return index.isdecimal() and extension in PICTURE_EXTENSIONS
-
-
-def _raw_sample(group: dict[str, Any], path: Path) -> RawSample:
-    key = group["__key__"]
-    if "json" not in group:
-        raise UserError(f"{path} holds pictures of {key!r} without {key}.json beside them")
-    try:
-        sample = Sample.parse(group["json"])
-    except UserError as error:
-        raise UserError(f"{path}: {key}.json: {error}") from None
-    numbered = {int(name.split(".")[0]): group[name] for name in group if _is_picture(name)}
-    if sorted(numbered) != list(range(sample.num_images)):
-        raise UserError(
-            f"{path}: {key} has pictures {sorted(numbered)} for {sample.num_images} places"
-        )
-    return RawSample(key, sample, [numbered[index] for index in range(sample.num_images)])

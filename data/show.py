@@ -3,24 +3,23 @@
 import base64
 import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 from PIL import Image
 
-from data.pack import Manifest, ShardEntry
+from data.pack import Manifest
 from data.page import page
 from data.rejects import read_rejects, reject_summary
 from data.schema import ImagePart, Message, RawSample, TextPart, Turn
-from data.shards import read_shard
+from data.shards import ShardSet
 from vlm.images import ImageError, image_size, read_image
 
 THUMBNAIL_PX = 320
 MAX_REJECTS = 8  # of each kind that are listed
 OPEN_TURNS = 5  # longer chats fold the rest away
-MAX_SHARDS = 6  # shards that are read for a sheet, spread over all of them
 
 
 @dataclass(frozen=True)
@@ -68,11 +67,11 @@ def contact_sheet(folders: Sequence[Path], limit: int = 60, wanted: Wanted = Wan
 
     Args:
         limit: samples to show of each folder.
-        wanted: conditions; with any, every shard is read.
+        wanted: conditions; with any, every sample is read.
     Returns:
         an HTML page; pictures are thumbnails inside it.
     Raises:
-        UserError: a folder has no manifest, or a shard differs from it.
+        UserError: a folder has no manifest, or a sample cannot be had.
     """
     sections = "\n".join(_section(folder, limit, wanted) for folder in folders)
     return page(", ".join(folder.name for folder in folders), sections, _STYLE)
@@ -89,12 +88,15 @@ def spread(num_items: int, limit: int) -> list[int]:
 
 
 def _section(folder: Path, limit: int, wanted: Wanted) -> str:
-    manifest = Manifest.read(folder)
-    if wanted.everything:
-        chosen, num_found = _spread_samples(folder, manifest, limit), manifest.num_samples
-    else:
-        chosen, num_found = _matching_samples(folder, manifest, limit, wanted)
-    cards = [_card(raw, shard) for raw, shard in chosen]
+    manifest, shards = Manifest.read(folder), ShardSet.open(folder)
+    places = list(shards.places)
+    if not wanted.everything:
+        samples = zip(places, shards.read_all(), strict=True)
+        places = [place for place, raw in samples if wanted(raw)]
+    chosen = [places[number] for number in spread(len(places), limit)]
+    # What matches is read once more: to keep it could mean to keep all.
+    samples = zip(chosen, shards.read_all(chosen), strict=True)
+    cards = [_card(raw, shards.names[shard]) for (shard, _), raw in samples]
     facts = [
         f"samples: {manifest.num_samples:,}",
         f"pictures: {manifest.num_images:,}",
@@ -102,7 +104,7 @@ def _section(folder: Path, limit: int, wanted: Wanted) -> str:
         f"shards: {len(manifest.shards)}",
         f"rejects: {manifest.num_rejects:,}",
         f"data: {manifest.sha256[:12]}",
-        f"shown: {len(cards)}" + ("" if wanted.everything else f" of {num_found:,} that match"),
+        f"shown: {len(cards)}" + ("" if wanted.everything else f" of {len(places):,} that match"),
     ]
     items = "".join(f"<li>{fact}</li>" for fact in facts)
     return (
@@ -119,47 +121,6 @@ def _rejects(folder: Path, manifest: Manifest) -> str:
         f"<details class=rejects><summary>{manifest.num_rejects:,} rejects</summary>"
         f"<pre>{escape(lines)}</pre></details>"
     )
-
-
-def _spread_samples(
-    folder: Path, manifest: Manifest, limit: int
-) -> Iterator[tuple[RawSample, str]]:
-    """Yield samples and their shards' names, spread evenly over evenly spread shards."""
-    # Large shards are slow to read, so a few stand for all; of tiny ones as many as hold `limit`.
-    enough = -(-limit * len(manifest.shards) // manifest.num_samples)
-    chosen = spread(len(manifest.shards), max(MAX_SHARDS, enough))
-    entries = [manifest.shards[index] for index in chosen]
-    wanted = spread(sum(entry.num_samples for entry in entries), limit)
-    start = 0
-    for entry in entries:
-        inside = [index - start for index in wanted if 0 <= index - start < entry.num_samples]
-        samples = read_shard(folder, entry) if inside else []
-        yield from ((samples[index], entry.name) for index in inside)
-        start += entry.num_samples
-
-
-def _matching_samples(
-    folder: Path, manifest: Manifest, limit: int, wanted: Wanted
-) -> tuple[Iterator[tuple[RawSample, str]], int]:
-    """Samples that match, spread evenly over all that do, with their shards; and how many do."""
-    places = [
-        (entry, index)
-        for entry in manifest.shards
-        for index, raw in enumerate(read_shard(folder, entry))
-        if wanted(raw)
-    ]
-    inside: dict[ShardEntry, list[int]] = {}
-    for place in spread(len(places), limit):
-        entry, index = places[place]
-        inside.setdefault(entry, []).append(index)
-    # Read once more: to keep what matches could mean to keep all.
-    chosen = (
-        (samples[index], entry.name)
-        for entry, indices in inside.items()
-        for samples in [read_shard(folder, entry)]
-        for index in indices
-    )
-    return chosen, len(places)
 
 
 def _card(raw: RawSample, shard: str) -> str:

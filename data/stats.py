@@ -14,7 +14,7 @@ from rich.progress import track
 from data.charts import bars
 from data.pack import Manifest
 from data.schema import RawSample
-from data.shards import read_shard
+from data.shards import read_folder
 from encoders.tiling import TiledImage, choose_canvas
 from vlm.chat.processor import Processor
 from vlm.images import ImageError, image_extension, image_size
@@ -149,26 +149,30 @@ def measure_folder(folder: Path, ruler: Ruler, progress: bool = False) -> Folder
     types: Counter[str] = Counter()
     sources: Counter[str] = Counter()
     num_bad = 0
-    title = f"measuring {folder.name}"
-    console = Console(stderr=True)
-    for entry in track(manifest.shards, title, console=console, disable=not progress):
-        for raw in read_shard(folder, entry):
-            images.counts[raw.sample.num_images] += 1
-            turns.counts[raw.sample.num_turns] += 1
-            length.counts[ruler.length(raw)] += 1
-            types.update(turn.type for turn in raw.sample.turns if turn.type)
-            sources.update([raw.sample.source] if raw.sample.source else [])
-            for content in raw.images:
-                size.counts[len(content)] += 1
-                try:
-                    sides = image_size(content)
-                    formats[image_extension(content)] += 1
-                except ImageError:
-                    num_bad += 1
-                    continue
-                longer.counts[max(sides)] += 1
-                shorter.counts[min(sides)] += 1
-                tiles.counts[ruler.num_tiles(*sides)] += 1
+    samples = track(
+        read_folder(folder),
+        f"measuring {folder.name}",
+        manifest.num_samples,
+        console=Console(stderr=True),
+        disable=not progress,
+    )
+    for raw in samples:
+        images.counts[raw.sample.num_images] += 1
+        turns.counts[raw.sample.num_turns] += 1
+        length.counts[ruler.length(raw)] += 1
+        types.update(turn.type for turn in raw.sample.turns if turn.type)
+        sources.update([raw.sample.source] if raw.sample.source else [])
+        for content in raw.images:
+            size.counts[len(content)] += 1
+            try:
+                sides = image_size(content)
+                formats[image_extension(content)] += 1
+            except ImageError:
+                num_bad += 1
+                continue
+            longer.counts[max(sides)] += 1
+            shorter.counts[min(sides)] += 1
+            tiles.counts[ruler.num_tiles(*sides)] += 1
     measures = (length, turns, images, tiles, longer, shorter, size)
     return FolderStats(folder, manifest, measures, formats, types, sources, num_bad)
 

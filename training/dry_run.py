@@ -40,10 +40,11 @@ def describe_run(config: TrainConfig) -> str:
     """
     plan = make_plan(config)
     loader = plan.setup.train
+    num_shards = sum(len(source.num_samples) for source in loader.sources)
     lines = [
         describe_parts(plan.setup),
-        f"data: {loader.order.num_samples:,} samples in {len(loader.order.shards)} shards; "
-        f"{config.steps:,} steps of {config.gradient_accumulation} batch(es)",
+        f"data: {loader.order.num_samples:,} samples in {num_shards} shards; "
+        f"{config.steps:,} steps of {loader.order.num_streams} batch(es)",
         _describe_memory(plan.memory),
         _describe_flops(plan.flops),
         _describe_batch(plan.setup, plan.batch),
@@ -59,7 +60,7 @@ def make_plan(config: TrainConfig) -> Plan:
     setup = build_setup(config, rehearsal.making(accelerator.device))
     freeze(setup.stage, parts_of(setup.modules))
     recomputed = recompute_blocks(setup.modules, config.memory)
-    batch = next(setup.train.batches())
+    batch, num_batches = next(setup.train.batches()), len(setup.train.own_streams)
     memory = rehearsal.step(
         setup.objective,
         setup.modules,
@@ -67,9 +68,9 @@ def make_plan(config: TrainConfig) -> Plan:
         batch,
         accelerator.device,
         accelerator.autocast,
-        config.gradient_accumulation,
+        num_batches,
     )
-    flops = StepFlops(setup.modules, recomputed).of(batch) * config.gradient_accumulation
+    flops = StepFlops(setup.modules, recomputed).of(batch) * num_batches
     return Plan(setup, batch, memory, flops)
 
 

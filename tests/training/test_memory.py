@@ -32,7 +32,7 @@ def stage_setup(config: TrainConfig) -> Setup:
 
 
 def first_batch(setup: Setup) -> Any:
-    setup.train.state = LoaderState()
+    setup.train.state = LoaderState.start(1)
     return next(setup.train.batches())
 
 

@@ -73,7 +73,7 @@ def real_step(config: TrainConfig) -> tuple[int, Callable[[], None]]:
         module.to(accelerator.device)
 
     def step() -> None:
-        for _ in range(config.gradient_accumulation):
+        for _ in range(config.batches_per_step or 1):
             with accelerator.autocast():
                 total = setup.objective.loss(batch).total
             total.backward()
@@ -107,7 +107,7 @@ CASES = {
     "encoder": ("encoder", {}),
     "align": ("align", {}),
     "finetune": ("finetune", {}),
-    "accumulated": ("finetune", {"gradient_accumulation": 3}),
+    "accumulated": ("finetune", {"batches_per_step": 3}),
     "packed": ("finetune", {"data": {"packing": True, "max_tokens": 300}}),
     "bf16": ("finetune", {"precision": "bf16"}),
     "muon": ("finetune", {"optim": {"kind": "muon"}}),
