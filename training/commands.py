@@ -1,15 +1,23 @@
-"""`vlm train` and `vlm quickstart`."""
+"""`vlm train`, `vlm quickstart`, and `vlm bench`, whose other comparisons are those of `eval`."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from eval.commands import Device, Repeats, ReportFile
+from eval.commands import bench as comparisons
 from vlm.errors import UserError
 
 app = typer.Typer(help="Train models.", no_args_is_help=True, add_completion=False)
 train = typer.Typer(help="Train one stage from its configuration.", no_args_is_help=True)
 app.add_typer(train, name="train")
+bench = typer.Typer(
+    no_args_is_help=True,
+    help="Measure our speed and a peer's in one run, after checking that both answer alike.",
+)
+bench.add_typer(comparisons)
+app.add_typer(bench, name="bench")
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="The stage's YAML file.")]
 Overrides = Annotated[
@@ -84,6 +92,53 @@ def quickstart(
     from training.quickstart import run_quickstart
 
     run_quickstart(out, seed, minutes)
+
+
+@bench.command("train")
+def bench_train(
+    against: Annotated[
+        Literal["transformers"],
+        typer.Option(help="The peer: its MllamaForConditionalGeneration, with SDPA."),
+    ] = "transformers",
+    tile_mix: Annotated[
+        str, typer.Option(metavar="N,N,...", help="Tiles of each picture of the batch, 1 to 4.")
+    ] = "1,1,2,4",
+    padding_tiles: Annotated[
+        Literal["drop", "attend"],
+        typer.Option(help="drop computes the pictures' tiles only, attend what the peer computes."),
+    ] = "drop",
+    size: Annotated[
+        Literal["tiny", "small", "11b"],
+        typer.Option(
+            help="small is the 11B in miniature: the encoder of `bench encode`, a decoder 512 wide "
+            "of 10 layers with 32,000 words; minutes on two CPU cores. 11b is the real shape, for "
+            "a GPU; tiny is for tests."
+        ),
+    ] = "small",
+    device: Device = "auto",
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the weights.")] = (
+        "float32"
+    ),
+    repeats: Repeats = 5,
+    report: ReportFile = None,
+) -> None:
+    """Measure a training step: forward, backward and AdamW, on pictures and texts mixed.
+
+    Both sides hold the same weights and have the same rows, packed here and padded there; two that
+    are text alone for us show a picture of one tile to transformers. The figures are samples a
+    second and the most memory that is alive at once; a ratio above 1 means that we are ahead.
+    """
+    from eval.speed.encode import parse_tile_mix
+    from eval.speed.harness import SpeedReport, check_report_path, machine_facts, publish
+    from training.speed import compare_steps
+    from vlm.api import find_device
+
+    num_tiles, target = parse_tile_mix(tile_mix), find_device(device)
+    if report is not None:
+        check_report_path(report)
+    rows, agreement = compare_steps(size, num_tiles, padding_tiles, target, dtype, repeats)
+    print(agreement)
+    publish(SpeedReport(machine=machine_facts(target), rows=rows), against, report)
 
 
 def _train(

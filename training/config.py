@@ -38,6 +38,7 @@ class OptimConfig(BaseModel):
 
     kind: `muon` (training/muon.py) for the weights of hidden layers and AdamW for the rest; it
         learns in fewer steps, each of which costs more.
+    state: how AdamW keeps its two moments (training/adamw.py): 8, 4 or about 2 bytes a weight.
     weight_decay: on matrices only.
     gate_rate_factor: the learning rate of tanh gates, as a multiple of the others'. A gate is one
         number that starts at zero, and until it has moved little passes it.
@@ -49,6 +50,7 @@ class OptimConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["adamw", "muon"] = "adamw"
+    state: Literal["fp32", "bf16", "8bit"] = "fp32"
     learning_rate: PositiveFloat
     betas: tuple[float, float] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
@@ -63,6 +65,28 @@ class OptimConfig(BaseModel):
     def _check(self) -> Self:
         if (self.schedule == "warmup_stable_decay") != (self.decay_steps is not None):
             raise ValueError("decay_steps belongs to schedule warmup_stable_decay, and to it alone")
+        if self.kind == "muon" and self.state != "fp32":
+            raise ValueError(f"state {self.state!r} is for kind 'adamw'; muon keeps fp32")
+        return self
+
+
+class MemoryConfig(BaseModel):
+    """What is computed twice to need less memory (training/memory.py); results stay the same.
+
+    recompute: parts whose blocks keep only their input and run again in the backward pass; a
+        trained block then costs about a third more.
+    recompute_every: 1 recomputes every block of those parts, 2 every other one, and so on.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recompute: tuple[Literal["encoder", "decoder"], ...] = ()
+    recompute_every: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(set(self.recompute)) != len(self.recompute):
+            raise ValueError(f"recompute {list(self.recompute)} names a part twice")
         return self
 
 
@@ -101,6 +125,7 @@ class TrainConfig(BaseModel):
     lora: LoraConfig | None = None
     data: DataConfig
     optim: OptimConfig
+    memory: MemoryConfig = MemoryConfig()
     steps: PositiveInt
     batches_per_step: PositiveInt | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"

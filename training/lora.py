@@ -6,58 +6,70 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.four_bits import hold_in_four_bits
+from training.four_bits import hold_in_four_bits, saved_bytes
 from vlm.adapters.config import LoraConfig
 from vlm.adapters.folder import peft_config
 from vlm.adapters.layers import MATRIX, adapted_layers
-from vlm.config import VLMConfig
 from vlm.model import VisionLanguageModel
 
 # What peft calls an adapter that is the only one.
 NAME = "default"
 
 
-def empty_base(config: VLMConfig, image_token_id: int, lora: LoraConfig) -> VisionLanguageModel:
-    """Return a model that has no weights yet, on the CPU, in the dtypes in which it holds a base.
+def set_dtypes(model: nn.Module, config: LoraConfig) -> None:
+    """Give the weights of a base, which need have no numbers yet, the dtypes they are held in.
 
     Vectors and gates are float32 in any case.
     """
-    with torch.device("meta"):
-        model = VisionLanguageModel(config, image_token_id)
-    if lora.base_weights != "float32":
-        for parameter in model.parameters():
+    if config.base_weights == "float32":
+        return
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
             if parameter.dim() > 1:
-                parameter.data = parameter.data.to(torch.bfloat16)
-    return model.to_empty(device="cpu")
+                setattr(module, name, nn.Parameter(parameter.detach().to(torch.bfloat16)))
 
 
-def add_adapters(model: VisionLanguageModel, config: LoraConfig) -> tuple[str, ...]:
+def add_adapters(
+    model: VisionLanguageModel, config: LoraConfig, rehearsed: bool = False
+) -> tuple[str, ...]:
     """Put adapters onto a base that has its weights; return what there are, a line per target set.
 
     The weight of an adapted layer is then `base_layer.weight` below the layer's name. An adapter
     adds nothing until it has learnt. Adapters are float32, whatever the base is held in.
+
+    Args:
+        rehearsed: the model has no numbers, of which 4 bits could be made; a line says what they
+            would save.
     """
     from peft import inject_adapter_in_model  # takes seconds, and few runs have adapters
 
     layers = adapted_layers(model, config)
-    if config.base_weights == "nf4":
+    notes = []
+    if config.base_weights == "nf4" and rehearsed:
+        saved = saved_bytes(model.decoder.layers) / 1e6
+        notes = [f"nf4: counted as bfloat16 here; 4 bits take {saved:,.0f} MB of weights less"]
+    elif config.base_weights == "nf4":
         hold_in_four_bits(model.decoder.layers)
         host: Any = model
         host.is_loaded_in_4bit = True  # where peft looks for it
-    inject_adapter_in_model(peft_config(layers), model, NAME)
+    inject_adapter_in_model(peft_config(layers), model, NAME, low_cpu_mem_usage=rehearsed)
     for name, target in layers.items():
         layer: Any = model.get_submodule(name)
-        layer.lora_A.float()
-        layer.lora_B.float()
+        for matrix in (layer.lora_A[NAME], layer.lora_B[NAME]):
+            if rehearsed:  # peft has made it on the device meta
+                matrix.weight = nn.Parameter(torch.empty(matrix.weight.shape))
+            matrix.weight.data = matrix.weight.data.float()
         # Where dtypes differ autocast sees to it; a copy of the inputs in float32 is for nothing.
         layer.cast_input_dtype_enabled = False
         if target.dropout:
             layer.lora_dropout[NAME] = nn.Dropout(target.dropout)
-    return tuple(
-        f"{target_set}: adapters of rank {target.rank}, times {target.scale:g}, on "
-        f"{sum(found is target for found in layers.values())} layers"
-        for target_set, target in config.targets.items()
-    )
+    for target_set, target in config.targets.items():
+        count = sum(found is target for found in layers.values())
+        notes.append(
+            f"{target_set}: adapters of rank {target.rank}, times {target.scale:g}, "
+            f"on {count} layers"
+        )
+    return tuple(notes)
 
 
 def adapter_tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:

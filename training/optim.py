@@ -7,15 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from training.adamw import CompactAdamW
 from training.config import OptimConfig
 from training.muon import Muon
 
 
-def build_optimizer(modules: Iterable[nn.Module], config: OptimConfig) -> torch.optim.AdamW:
+def build_optimizer(modules: Iterable[nn.Module], config: OptimConfig) -> torch.optim.Optimizer:
     """The optimizer of the parameters that require gradients; vectors and gates do not decay.
 
     A group's learning rate is the schedule's times its `rate_factor`; parameters of shape (1,) are
     tanh gates and form a group of their own. Under `muon` so do the hidden weights.
+
+    Raises:
+        UserError: `state: 8bit`, and parameters are sharded.
     """
     modules = list(modules)
     hidden = _hidden_weights(modules) if config.kind == "muon" else set()
@@ -31,6 +35,8 @@ def build_optimizer(modules: Iterable[nn.Module], config: OptimConfig) -> torch.
     if config.kind == "muon":
         weights = [p for p in trained if p in hidden]
         groups.append(_group(weights, decay=config.weight_decay, orthogonal=True))
+    if config.state != "fp32":
+        return CompactAdamW(groups, config.learning_rate, config.betas, config.eps, config.state)
     optimizer = Muon if config.kind == "muon" else torch.optim.AdamW
     return optimizer(
         groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True

@@ -1,7 +1,7 @@
 """A stage from its configuration to its model folder: config -> objects -> fit."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import AutocastKwargs
 from torch import nn
 
 from data.collate import collate_chats, collate_pairs
@@ -22,13 +23,16 @@ from encoders.text import build_text_tower
 from encoders.vit import VisionEncoder
 from training.config import TrainConfig
 from training.distributed import num_ranks, rank, streams_of_step
-from training.lora import adapter_tensors, add_adapters, empty_base
+from training.flops import StepFlops
+from training.lora import adapter_tensors, add_adapters, set_dtypes
+from training.memory import recompute_blocks
 from training.metrics import MetricsLog
 from training.objectives import Contrastive, ContrastiveHead, NextToken, Objective
 from training.optim import build_optimizer
 from training.sample_log import SampleLog
 from training.stages import STAGES, Stage, freeze, parts_of, stage_of
 from training.trainer import FitResult, Trainer
+from training.utilisation import Utilisation, peak_flops
 from vlm.adapters.folder import AdapterConfig, save_adapter
 from vlm.chat.processor import Processor
 from vlm.config import dump_config
@@ -40,19 +44,22 @@ from vlm.weights.folder import (
     ADAPTER_FILE,
     FORMAT,
     FolderConfig,
+    check_component,
     check_same_config,
     is_model_folder,
     load_component,
     read_component,
     save_folder,
+    stored_component,
 )
 from vlm.weights.folder import CONFIG_FILE as FOLDER_CONFIG_FILE
-from vlm.weights.graft import graft_llm
+from vlm.weights.graft import check_llm, graft_llm
 from vlm.weights.sections import read_section
 from vlm.weights.tower_folders import is_tower_folder
 from vlm.weights.towers import load_tower
 
 CONFIG_FILE = "train.yaml"
+Making = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,7 @@ def train_stage(config: TrainConfig, resume: bool = False, force: bool = False) 
     for module in setup.modules.values():
         module.to(accelerator.device)
     freeze(setup.stage, parts_of(setup.modules))
+    recomputed = recompute_blocks(setup.modules, config.memory)
     trainer = Trainer(
         config,
         accelerator,
@@ -100,6 +108,7 @@ def train_stage(config: TrainConfig, resume: bool = False, force: bool = False) 
         setup.train,
         None if setup.validation is None else partial(_validation_batches, setup),
         run_identity(setup),
+        build_utilisation(StepFlops(setup.modules, recomputed), accelerator),
     )
     notes: list[str] = []
     resumed = resume and trainer.resume(notes.append, force)
@@ -129,8 +138,13 @@ def train_stage(config: TrainConfig, resume: bool = False, force: bool = False) 
     return result
 
 
-def build_setup(config: TrainConfig) -> Setup:
-    """Build a stage's modules from its parents, and its data."""
+def build_setup(config: TrainConfig, making: Making | None = None) -> Setup:
+    """Build a stage's modules from its parents, and its data.
+
+    Args:
+        making: gives the context in which modules are made without numbers (training/rehearsal.py).
+            What they start from is then only checked, by the headers of its files.
+    """
     stage = stage_of(config)
     _check_parents(config, stage)
     for component, source in _sources(config).items():
@@ -144,13 +158,24 @@ def build_setup(config: TrainConfig) -> Setup:
         processor = Processor.from_folder(tokenizer_folder, config.model.vision)
     processor.tokenizer.check_fits(_vocabulary(config))
     build = _contrastive_objects if config.stage == "encoder" else _language_objects
-    modules, objective = build(config, processor)
-    notes = _load_parents(config, modules)
+    with _place_of_birth(config, making):
+        modules, objective = build(config, processor)
+        if config.lora is not None:
+            for module in modules.values():
+                set_dtypes(module, config.lora)
+    if config.lora is not None and making is None:
+        for module in modules.values():
+            module.to_empty(device="cpu")
+    notes = _load_parents(config, modules) if making is None else _check_weights(config, modules)
     adapter = None
     if config.lora is not None:
-        adapter = AdapterConfig.on(cast(Path, config.init_from.model), config.lora)
         assert isinstance(objective, NextToken)
-        notes += add_adapters(objective.model, config.lora)
+        if making is None:
+            notes += add_adapters(objective.model, config.lora)
+            adapter = AdapterConfig.on(cast(Path, config.init_from.model), config.lora)
+        else:
+            with making():
+                notes += add_adapters(objective.model, config.lora, rehearsed=True)
     data = config.data
     if config.stage == "encoder":
         encode: Any = PairEncoder(processor, data.max_tokens, data.draft)
@@ -185,12 +210,23 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     )
     # accelerate has one state a process; the stages of a process may differ in precision.
     AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(cpu=use_cpu, mixed_precision="bf16" if bf16 else "no")
+    # A weight is used once a forward pass: a cache of its bf16 copy would only keep it longer.
+    autocast = AutocastKwargs(cache_enabled=False)
+    mixed_precision = "bf16" if bf16 else "no"
+    return Accelerator(cpu=use_cpu, mixed_precision=mixed_precision, kwargs_handlers=[autocast])
+
+
+def build_utilisation(flops: StepFlops, accelerator: Accelerator) -> Utilisation | None:
+    """What measures the use of the device; None where its peak is not known."""
+    bf16 = accelerator.mixed_precision == "bf16"
+    peak = peak_flops(accelerator.device, torch.bfloat16 if bf16 else torch.float32)
+    return None if peak is None else Utilisation(flops, peak)
 
 
 def run_identity(setup: Setup) -> dict[str, Any]:
     """What must be equal for a checkpoint to be continued: all but where and how often we log."""
     free = {"out", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "device"}
+    free |= {"memory"}  # what is recomputed is the same to the bit
     identity = setup.config.model_dump(mode="json", exclude=free)
     del identity["data"]["num_workers"]  # the order of samples does not depend on it
     if setup.adapter is not None:
@@ -213,6 +249,13 @@ def describe_parts(setup: Setup) -> str:
     return "\n".join(lines)
 
 
+def _place_of_birth(config: TrainConfig, making: Making | None) -> AbstractContextManager[Any]:
+    """Where modules are made: a base, which is loaded whole, without drawing numbers."""
+    if making is not None:
+        return making()
+    return nullcontext() if config.lora is None else torch.device("meta")
+
+
 def _contrastive_objects(
     config: TrainConfig, processor: Processor
 ) -> tuple[dict[str, nn.Module], Objective[Any]]:
@@ -230,11 +273,7 @@ def _contrastive_objects(
 def _language_objects(
     config: TrainConfig, processor: Processor
 ) -> tuple[dict[str, nn.Module], Objective[Any]]:
-    image_id = processor.tokenizer.image_id
-    if config.lora is None:
-        model = VisionLanguageModel(config.model, image_id)
-    else:
-        model = empty_base(config.model, image_id, config.lora)
+    model = VisionLanguageModel(config.model, processor.tokenizer.image_id)
     kept = STAGES[config.stage].components
     objective = NextToken(model, pictures=config.stage != "text")
     return {name: getattr(model, name) for name in kept}, objective
@@ -251,6 +290,20 @@ def _load_parents(config: TrainConfig, modules: Mapping[str, nn.Module]) -> tupl
             notes += graft_llm(module, source)
         else:
             load_component(module, read_component(source, component), component, source)
+    return tuple(notes)
+
+
+def _check_weights(config: TrainConfig, modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
+    """Check that each component fits what the stage starts from; return notes as when loading."""
+    notes: list[str] = []
+    for component, source in _sources(config).items():
+        module = modules[component]
+        if isinstance(module, VisionEncoder) and is_tower_folder(source):
+            notes += load_tower(VisionEncoder(config.model.vision), source)
+        elif isinstance(module, Decoder) and not is_model_folder(source):
+            notes += check_llm(module, source)
+        else:
+            check_component(module, stored_component(source, component), component, source)
     return tuple(notes)
 
 

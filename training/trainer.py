@@ -23,6 +23,7 @@ from training.optim import learning_rate
 from training.sample_log import SampleLog
 from training.saver import Saver
 from training.state import Progress, WholePayload
+from training.utilisation import Utilisation
 from vlm.errors import UserError
 
 CHECKPOINTS = "checkpoints"
@@ -62,6 +63,7 @@ class Trainer(Generic[RowT, BatchT]):
     Args:
         modules: everything with parameters, frozen or not, by name; what a checkpoint holds.
         identity: what must not change between a checkpoint and the run that resumes it.
+        utilisation: measures the use of the device, where its peak is known.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Trainer(Generic[RowT, BatchT]):
         train: Loader[RowT, BatchT],
         validation: Callable[[], Iterable[BatchT]] | None,
         identity: Mapping[str, Any],
+        utilisation: Utilisation | None = None,
     ) -> None:
         self.config = config
         self.accelerator = accelerator
@@ -89,6 +92,7 @@ class Trainer(Generic[RowT, BatchT]):
             identity,
             config.keep_checkpoints,
         )
+        self.utilisation = utilisation
         self.parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
         self.step = 0
         self.seconds = 0.0
@@ -110,7 +114,7 @@ class Trainer(Generic[RowT, BatchT]):
     def fit(self, log: MetricsLog, samples: SampleLog | None = None) -> FitResult:
         """Train up to `config.steps`; return the last figures."""
         config = self.config
-        window = _Window()
+        window = _Window(self.utilisation)
         figures: dict[str, float] = {}
         for module in self.modules.values():
             module.train()
@@ -129,7 +133,7 @@ class Trainer(Generic[RowT, BatchT]):
                 rate = self.optimizer.param_groups[0]["lr"]
                 figures = {**window.figures(), "learning_rate": rate, "gradient_norm": norm}
                 log.record(self.step, "train", figures)
-                window = _Window()
+                window = _Window(self.utilisation)
             if self._due(config.validate_every) and self.validation is not None:
                 figures = self.validate()
                 log.record(self.step, "validation", figures)
@@ -199,10 +203,12 @@ class Trainer(Generic[RowT, BatchT]):
 class _Window:
     """Averages since the last log line."""
 
-    def __init__(self) -> None:
+    def __init__(self, utilisation: Utilisation | None) -> None:
         self.loss = 0.0
         self.steps = self.samples = self.tokens = self.padded_tokens = 0
         self.seconds = 0.0
+        self.utilisation = utilisation
+        self.flops = 0.0
 
     def add(self, loss: float, batches: Iterable[Batch], seconds: float) -> None:
         self.loss += loss
@@ -211,12 +217,17 @@ class _Window:
             self.samples += len(batch.keys)
             self.tokens += batch.num_tokens
             self.padded_tokens += batch.padded_tokens
+            if self.utilisation is not None:
+                self.flops += self.utilisation.flops.of(batch).model
         self.seconds += seconds
 
     def figures(self) -> dict[str, float]:
-        return {
+        figures = {
             "loss": self.loss / self.steps,
             "samples_per_s": self.samples / self.seconds,
             "tokens_per_s": self.tokens / self.seconds,
             "padding": 1 - self.tokens / self.padded_tokens,
         }
+        if self.utilisation is not None:
+            figures["mfu"] = self.flops / (self.utilisation.peak * self.seconds)
+        return figures

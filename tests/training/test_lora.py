@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import vlm
 from training.checkpoints import list_checkpoints
 from training.config import StageName, TrainConfig
-from training.dry_run import describe_run
+from training.dry_run import describe_run, make_plan
 from training.lora import adapter_tensors
 from training.metrics import METRICS_FILE, read_metrics
 from training.objectives import NextToken
@@ -311,11 +311,35 @@ def test_a_base_in_bfloat16_has_small_matrices_and_exact_adapters(
     assert all(tensor.any() for name, tensor in saved.items() if "lora_B" in name)
 
 
-def test_a_dry_run_shows_adapters_and_their_memory(lora_config: MakeConfig, tmp_path: Path) -> None:
-    text = describe_run(lora_config(tmp_path / "out"))
+@pytest.mark.parametrize("base_weights", ["float32", "bfloat16", "nf4"])
+def test_a_dry_run_shows_adapters_and_their_memory(
+    base_weights: str, lora_config: MakeConfig, tmp_path: Path
+) -> None:
+    lora = {**LORA, "base_weights": base_weights}
+    precision = "fp32" if base_weights == "float32" else "bf16"
+    config = lora_config(tmp_path / "out", lora=lora, precision=precision)
+    plan, text = make_plan(config), describe_run(config)
     assert "decoder: adapters of rank 2, times 2, on 49 layers" in text
     assert "cross_attention: adapters of rank 3, times 1, on 14 layers" in text
+    assert ("counted as bfloat16 here" in text) == (base_weights == "nf4")
+    parameters = [p for m in plan.setup.modules.values() for p in m.parameters()]
+    learning = sum(4 * p.numel() for p in parameters if p.requires_grad)
+    assert plan.memory.gradients == learning
+    small = 4 if base_weights == "float32" else 2
+    frozen = [p for p in parameters if not p.requires_grad]
+    held = sum(p.numel() * (small if p.dim() > 1 else 4) for p in frozen)
+    assert plan.memory.weights == learning + held
     assert not (tmp_path / "out").exists()
+
+
+def test_recomputing_blocks_changes_no_bit(lora_config: MakeConfig, tmp_path: Path) -> None:
+    """Dropout included: a block draws the same numbers again."""
+    found = []
+    for name, memory in (("kept", {}), ("again", {"recompute": ["encoder", "decoder"]})):
+        config = lora_config(tmp_path / name, memory=memory, steps=2)
+        train_stage(config)
+        found.append(load_file(config.out / WEIGHTS_FILE))
+    assert all(tensor.equal(found[1][name]) for name, tensor in found[0].items())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,181 @@
+"""A training step by shapes alone: how much memory it takes, without taking it.
+
+The step is the real one, of the run's own objects, with two differences. Weights, pixels and what
+is computed of them are torch's fake tensors: they have a shape, a dtype and a device, and no
+numbers. Token ids, masks and counts are real, since shapes depend on them. Every storage that
+appears and goes is counted, so the peak is that of the allocator but for what a kernel takes within
+itself.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from data.prefetch import map_tensors
+from training.objectives import Objective
+
+aten = torch.ops.aten
+# Indexing by a mask has a shape that depends on the mask.
+INDEXING = (aten.index.Tensor, aten.index_put.default, aten._unsafe_index_put.default)
+INDEXING_IN_PLACE = (aten.index_put_.default, aten._index_put_impl_.default)
+# The caching allocator of CUDA gives out memory in units of this.
+CUDA_UNIT_BYTES = 512
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes of a training step on one device.
+
+    weights, gradients, optimizer: of all parameters, of the trained ones, and of their states.
+    activations: what waits for the backward pass at the end of the forward pass.
+    peak: the most that is alive at once, everything counted.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    peak: int
+
+
+class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Within, count the bytes of the tensors that are alive on a device, and their peak."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.device = device
+        self.unit = CUDA_UNIT_BYTES if device.type == "cuda" else 1
+        self.now = 0
+        self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self.count, result)
+        return result
+
+    def count(self, tensor: Tensor) -> Tensor:
+        """Count a tensor's storage from now on until it is freed; return the tensor."""
+        if tensor.device.type != self.device.type:
+            return tensor
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._known:
+            num_bytes = -(-storage.nbytes() // self.unit) * self.unit
+            self._known.add(key)
+            weakref.finalize(storage, self._free, key, num_bytes).atexit = False
+            self.now += num_bytes
+            self.peak = max(self.peak, self.now)
+        return tensor
+
+    def _free(self, key: int, num_bytes: int) -> None:
+        self._known.remove(key)
+        self.now -= num_bytes
+
+
+class Rehearsal:
+    """Makes modules without numbers, and runs a step with them."""
+
+    def __init__(self) -> None:
+        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+
+    @contextmanager
+    def making(self, device: torch.device) -> Iterator[None]:
+        """Within, tensors are made without numbers, on `device`."""
+        with self.fake, torch.device(device):
+            yield
+
+    def step(
+        self,
+        objective: Objective[Any],
+        modules: Mapping[str, nn.Module],
+        optimizer: torch.optim.Optimizer,
+        batch: Any,
+        device: torch.device,
+        precision: Callable[[], AbstractContextManager[Any]],
+        num_batches: int = 1,
+    ) -> StepMemory:
+        """Run a step that has been run before, so that the optimizer has its states.
+
+        Args:
+            modules: what was made within `making`, frozen as the stage wants it.
+            batch: real, on the host.
+            precision: makes the context in which losses are computed.
+            num_batches: of the step; more than two take what two do.
+        """
+        parameters = [p for module in modules.values() for p in module.parameters()]
+        trained = [p for p in parameters if p.requires_grad]
+        buffers = [b for module in modules.values() for b in module.buffers()]
+        batch = self.place(batch, device)
+        live = LiveMemory(device)
+        for tensor in (*parameters, *buffers):
+            live.count(tensor.detach())
+        weights = live.now
+        map_tensors(batch, live.count)
+        with ByShape(), live:  # type: ignore[no-untyped-call]
+            states = _make_states(optimizer, trained)
+            live.peak = live.now
+            for _ in range(min(num_batches, 2)):
+                before = live.now
+                with precision():
+                    loss = objective.loss(batch).total
+                activations = live.now - before
+                if loss.requires_grad:
+                    loss.backward()  # type: ignore[no-untyped-call]
+                del loss
+            gradients = sum(_num_bytes(p.grad) for p in trained if p.grad is not None)
+            nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+        return StepMemory(weights, gradients, states, activations, live.peak)
+
+    def place(self, batch: Any, device: torch.device) -> Any:
+        """Return a batch on a device: pixels without numbers; ids, masks and counts with them."""
+
+        def on_device(tensor: Tensor) -> Tensor:
+            if tensor.dtype != torch.uint8:
+                return tensor.to(device)
+            with self.fake:
+                return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+
+        return map_tensors(batch, on_device)
+
+
+def _make_states(optimizer: torch.optim.Optimizer, trained: list[nn.Parameter]) -> int:
+    """Make the optimizer's states by a step without gradients' numbers; return their bytes."""
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    return sum(_num_bytes(t) for state in optimizer.state.values() for t in state.values())
+
+
+def _num_bytes(tensor: Tensor) -> int:
+    return tensor.untyped_storage().nbytes()
+
+
+class ByShape(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Within, fake and real tensors may meet where a shape depends on a real mask."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in INDEXING or func in INDEXING_IN_PLACE:
+            args = (args[0], _places(args[1]), *args[2:])
+        return func(*args, **(kwargs or {}))
+
+
+def _places(indices: list[Tensor | None]) -> list[Tensor | None]:
+    """Indices with every mask replaced by the places where it is True."""
+    places: list[Tensor | None] = []
+    for index in indices:
+        if index is not None and index.dtype == torch.bool:
+            places += index.nonzero(as_tuple=True)
+        else:
+            places.append(index)
+    return places
