@@ -16,6 +16,7 @@ from training.stages import freeze, parts_of
 from vlm.inputs import ImageInputs
 
 SHOWN_TOKENS = 120
+SHOWN_DEVICES = 8
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,10 @@ def _describe_memory(memory: StepMemory) -> str:
         f"memory: weights {_megabytes(memory.weights)}, gradients {_megabytes(memory.gradients)}, "
         f"optimizer {_megabytes(memory.optimizer)}, "
         f"activations of the first batch {_megabytes(memory.activations)}; "
-        f"{_megabytes(memory.peak)} at the peak of a step, and the libraries' own"
+        f"{_megabytes(memory.peak)} at the peak of a step, and the libraries' own\n"
+        f"estimated on each of {SHOWN_DEVICES} GPUs: "
+        f"whole copies {_megabytes(memory.on_each_of(SHOWN_DEVICES, sharded=False))}, "
+        f"sharded {_megabytes(memory.on_each_of(SHOWN_DEVICES, sharded=True))}"
     )
 
 

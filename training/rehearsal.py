@@ -20,7 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from data.prefetch import map_tensors
+from encoders.vit import VisionEncoder
+from training.memory import blocks_of
 from training.objectives import Objective
+from vlm.decoder.stack import Decoder
 
 aten = torch.ops.aten
 # Indexing by a mask has a shape that depends on the mask.
@@ -37,6 +40,8 @@ class StepMemory:
     weights, gradients, optimizer: of all parameters, of the trained ones, and of their states.
     activations: what waits for the backward pass at the end of the forward pass.
     peak: the most that is alive at once, everything counted.
+    gathered: weights that are whole at once where they are sharded: those outside of blocks, those
+        of a block, of the next one, and a block's gradients.
     """
 
     weights: int
@@ -44,6 +49,20 @@ class StepMemory:
     optimizer: int
     activations: int
     peak: int
+    gathered: int
+
+    def on_each_of(self, num_devices: int, sharded: bool) -> int:
+        """Estimate the peak on each of several devices, every one with such a batch.
+
+        Whole copies (DDP) exchange gradients through buffers as large as these. Shards (FSDP) keep
+        their part of weights, gradients and states, and gather weights block by block.
+        """
+        if num_devices == 1:
+            return self.peak
+        if not sharded:
+            return self.peak + self.gradients
+        held = self.weights + self.gradients + self.optimizer
+        return held // num_devices + self.gathered + max(self.activations, self.peak - held)
 
 
 class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -134,7 +153,8 @@ class Rehearsal:
             gradients = sum(_num_bytes(p.grad) for p in trained if p.grad is not None)
             nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
-        return StepMemory(weights, gradients, states, activations, live.peak)
+        gathered = _gathered_bytes(modules)
+        return StepMemory(weights, gradients, states, activations, live.peak, gathered)
 
     def place(self, batch: Any, device: torch.device) -> Any:
         """Return a batch on a device: pixels without numbers; ids, masks and counts with them."""
@@ -155,6 +175,17 @@ def _make_states(optimizer: torch.optim.Optimizer, trained: list[nn.Parameter]) 
     optimizer.step()
     optimizer.zero_grad()
     return sum(_num_bytes(t) for state in optimizer.state.values() for t in state.values())
+
+
+def _gathered_bytes(modules: Mapping[str, nn.Module]) -> int:
+    total, largest = 0, 0
+    for module in modules.values():
+        total += sum(map(_num_bytes, module.parameters()))
+        if isinstance(module, Decoder | VisionEncoder):
+            sizes = [sum(map(_num_bytes, block.parameters())) for block in blocks_of(module)]
+            total -= sum(sizes)
+            largest = max(largest, *sizes)
+    return total + 3 * largest
 
 
 def _num_bytes(tensor: Tensor) -> int:

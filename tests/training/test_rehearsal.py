@@ -12,7 +12,7 @@ from training.config import TrainConfig
 from training.dry_run import make_plan
 from training.memory import recompute_blocks
 from training.optim import build_optimizer
-from training.rehearsal import LiveMemory
+from training.rehearsal import LiveMemory, StepMemory
 from training.run import build_accelerator, build_setup, train_stage
 from training.stages import freeze, parts_of
 
@@ -152,6 +152,16 @@ def test_only_what_is_alive_is_counted() -> None:
         assert live.now == 4000 and live.peak == 8000
         del second
     assert live.now == 0
+
+
+def test_several_devices_share_what_is_sharded_and_copy_what_is_not() -> None:
+    memory = StepMemory(
+        weights=800, gradients=800, optimizer=1600, activations=300, peak=3500, gathered=50
+    )
+    assert memory.on_each_of(1, sharded=True) == memory.on_each_of(1, sharded=False) == 3500
+    assert memory.on_each_of(8, sharded=False) == 3500 + 800
+    assert memory.on_each_of(8, sharded=True) == 3200 // 8 + 50 + 300
+    assert memory.on_each_of(2, sharded=True) == 1600 + 50 + 300
 
 
 @pytest.mark.gpu
