@@ -1,4 +1,4 @@
-"""How encoded samples become batches: packed into sequences, cut by budgets, dealt to ranks.
+"""How encoded samples become batches: packed into sequences, cut by budgets.
 
 Pure functions of sizes: what is in a row does not matter here.
 """
@@ -106,40 +106,6 @@ def padded_tokens(lengths: Sequence[int], sequence_tokens: int | None = None) ->
         return len(lengths) * max(lengths)
     sequences = pack_sequences(lengths, sequence_tokens)
     return len(sequences) * max(sum(lengths[i] for i in sequence) for sequence in sequences)
-
-
-def batch_cost(samples: Sequence[Row], tile_tokens: float) -> float:
-    """Return the work of a batch in text tokens; a tile costs as much as `tile_tokens` of them."""
-    tokens = sum(sum(sample.row_tokens) for sample in samples)
-    return tokens + tile_tokens * sum(sample.num_tiles for sample in samples)
-
-
-def deal_to_ranks(costs: Sequence[float], num_ranks: int) -> list[list[int]]:
-    """Deal batches to ranks in steps of one batch each, so that no rank waits long for another.
-
-    Batches of like cost share a step: summed over all steps, the most expensive batch of a step
-    exceeds the cheapest by no more than the most expensive of all exceeds the cheapest of all.
-    Within a step, the rank that has had least takes the most.
-
-    Returns:
-        For each step the index of each rank's batch; batches that fill no step, the cheapest, are
-        a shorter last one.
-    Raises:
-        ValueError: there is no rank.
-    """
-    if num_ranks < 1:
-        raise ValueError(f"there must be a rank to deal to, not {num_ranks}")
-    expensive_first = sorted(range(len(costs)), key=lambda index: -costs[index])
-    totals = [0.0] * num_ranks
-    steps: list[list[int]] = []
-    for start in range(0, len(costs), num_ranks):
-        step = expensive_first[start : start + num_ranks]
-        if len(step) == num_ranks:
-            neediest = sorted(range(num_ranks), key=totals.__getitem__)
-            step = [index for _, index in sorted(zip(neediest, step, strict=True))]
-            totals = [total + costs[i] for total, i in zip(totals, step, strict=True)]
-        steps.append(step)
-    return steps
 
 
 def _fits(lengths: Sequence[int], batch_tokens: int, sequence_tokens: int | None) -> bool:

@@ -1,202 +1,242 @@
-"""Batches in an order that is a pure function of seed, epoch and position.
+"""Batches in the order of `data.order`, read and encoded by worker processes if there are any.
 
-Shards are shuffled, samples are shuffled within a window of several shards, and consecutive
-samples form pools. A pool is decoded and encoded as one unit (by a worker process if there are
-any) and cut into batches of rows of like length. The position of a run is three integers, however
-many workers it has.
+A step takes one batch of every stream. Streams belong to ranks in turn, so what a step consists of
+depends neither on the number of ranks nor on that of workers, and nothing is read on two ranks.
 """
 
+import heapq
+import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Generic, TypeVar
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Generic, TypeVar
 
 import torch.utils.data
 
 from data.batches import RowT, group_samples
 from data.config import DataConfig
-from data.pack import Manifest
-from data.schema import RawSample
+from data.order import Place, Pool, SampleOrder
+from data.schema import RawSample, Reject
 from data.shards import ShardSet
 from vlm.errors import UserError
 
 BatchT = TypeVar("BatchT")
+KEPT_REJECTS = 1000  # of those that a loader remembers; all are counted
 
 
 @dataclass(frozen=True)
 class LoaderState:
-    """The next batch to give: its epoch, the pool of the epoch, the batch of the pool."""
+    """Where each stream stands: the pool of its next batch, and the batch's place in the pool."""
 
-    epoch: int = 0
-    pool: int = 0
-    batch: int = 0
+    streams: tuple[tuple[int, int], ...]
+
+    @staticmethod
+    def start(num_streams: int) -> "LoaderState":
+        """The beginning of a run."""
+        return LoaderState(tuple((stream, 0) for stream in range(num_streams)))
+
+    @staticmethod
+    def merge(states: Sequence["LoaderState"]) -> "LoaderState":
+        """Join the states of all ranks, in their order, each of which knows its own streams."""
+        ranks = len(states)
+        streams = range(len(states[0].streams))
+        return LoaderState(tuple(states[stream % ranks].streams[stream] for stream in streams))
+
+    @staticmethod
+    def parse(content: Any) -> "LoaderState":
+        """Make a state out of what `dataclasses.asdict` made of one, JSON or not.
+
+        Raises:
+            UserError: it is none.
+        """
+        try:
+            streams = tuple((int(pool), int(batch)) for pool, batch in content["streams"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"no position of a data loader: {content!r}") from error
+        return LoaderState(streams)
 
 
 @dataclass(frozen=True)
 class PoolBatches(Generic[BatchT]):
-    """The batches of one pool, and (key, reason) of the samples that were rejected."""
+    """The batches of one pool, and the samples that were rejected."""
 
+    number: int
     batches: list[BatchT]
-    rejects: list[tuple[str, str]]
+    rejects: list[Reject]
     num_samples: int
 
 
-@dataclass(frozen=True)
-class PoolTask:
-    """Work for one pool: its place and its samples."""
-
-    epoch: int
-    pool: int
-    samples: list[RawSample]
-
-
-class PoolEncoder(torch.utils.data.Dataset[PoolBatches[BatchT]], Generic[RowT, BatchT]):
-    """Encode a pool's samples and cut them into batches; runs in the workers."""
+class PoolReader(torch.utils.data.Dataset[PoolBatches[BatchT]], Generic[RowT, BatchT]):
+    """Read a pool's samples, encode them and cut them into batches; runs in the workers."""
 
     def __init__(
         self,
+        sources: Sequence[ShardSet],
+        config: DataConfig,
         encode: Callable[[RawSample, random.Random], RowT],
         collate: Callable[[Sequence[RowT]], BatchT],
-        config: DataConfig,
         seed: int,
         shuffle: bool,
     ) -> None:
+        self.sources = sources
+        self.config = config
         self.encode = encode
         self.collate = collate
-        self.config = config
         self.seed = seed
         self.shuffle = shuffle
 
-    def __getitem__(self, task: PoolTask) -> PoolBatches[BatchT]:
+    def __getitem__(self, pool: Pool) -> PoolBatches[BatchT]:
         rows: list[RowT] = []
-        rejects: list[tuple[str, str]] = []
-        for raw in task.samples:
+        rejects: list[Reject] = []
+        for place, raw in zip(pool.places, self._read(pool.places), strict=True):
+            if isinstance(raw, Reject):
+                rejects.append(raw)
+                continue
             try:
-                rng = random.Random(f"{self.seed}/{task.epoch}/{raw.key}")
+                rng = random.Random(f"{self.seed}/{place.epoch}/{raw.key}")
                 rows.append(self.encode(raw, rng))
             except UserError as error:
-                rejects.append((raw.key, str(error)))
+                source = self.sources[place.source]
+                rejects.append(Reject(raw.key, str(error), source.names[place.shard]))
         groups = group_samples(rows, self.config)
         if self.shuffle:
-            random.Random(f"{self.seed}/{task.epoch}/pool{task.pool}").shuffle(groups)
-        return PoolBatches([self.collate(group) for group in groups], rejects, len(task.samples))
+            random.Random(pool.label).shuffle(groups)
+        batches = [self.collate(group) for group in groups]
+        return PoolBatches(pool.number, batches, rejects, len(pool.places))
+
+    def _read(self, places: Sequence[Place]) -> list[RawSample | Reject]:
+        found: dict[Place, RawSample | Reject] = {}
+        for number, source in enumerate(self.sources):
+            wanted = [place for place in places if place.source == number]
+            samples = source.read([(place.shard, place.sample) for place in wanted])
+            found.update(zip(wanted, samples, strict=True))
+        return [found[place] for place in places]
 
 
 class Loader(Generic[RowT, BatchT]):
-    """Read folders of shards as batches, endlessly (`batches`) or once (`one_epoch`)."""
+    """Read shards as batches, endlessly (`batches`) or once (`one_epoch`).
+
+    Args:
+        shares: of the samples, for each source; None joins the sources.
+        num_streams: batches of a step over all ranks; a multiple of `num_ranks`.
+        on_reject: called with every sample that is left out.
+    Raises:
+        ValueError: the streams cannot be shared evenly among the ranks.
+    """
 
     def __init__(
         self,
-        folders: Sequence[Path],
+        sources: Sequence[ShardSet],
         config: DataConfig,
         encode: Callable[[RawSample, random.Random], RowT],
         collate: Callable[[Sequence[RowT]], BatchT],
         seed: int,
         shuffle: bool = True,
+        shares: Sequence[Fraction] | None = None,
+        num_streams: int = 1,
+        rank: int = 0,
+        num_ranks: int = 1,
+        on_reject: Callable[[Reject], None] = lambda reject: None,
     ) -> None:
-        self.order = SampleOrder(folders, config, seed, shuffle)
+        if num_streams % num_ranks:
+            raise ValueError(f"{num_streams} streams cannot be shared evenly by {num_ranks} ranks")
+        counts = [source.num_samples for source in sources]
+        self.sources = sources
+        self.order = SampleOrder(counts, config, seed, shuffle, shares, num_streams)
         self.config = config
-        self.encoder = PoolEncoder(encode, collate, config, seed, shuffle)
-        self.state = LoaderState()
-        self.num_read = 0
-        self.rejects: list[tuple[str, str]] = []
+        self.reader = PoolReader(sources, config, encode, collate, seed, shuffle)
+        self.own_streams = range(rank, num_streams, num_ranks)
+        self.state = LoaderState.start(num_streams)
+        self.on_reject = on_reject
+        self.num_read = self.num_rejects = 0
+        self.rejects: list[Reject] = []
 
     def batches(self) -> Iterator[BatchT]:
-        """Yield batches for ever, from `state` on; `state` always names the next batch."""
-        while True:
-            yield from self.one_epoch()
-            self.state = LoaderState(epoch=self.state.epoch + 1)
+        """Yield batches for ever, from `state` on: one of each of this rank's streams, in turn.
 
-    def one_epoch(self) -> Iterator[BatchT]:
-        """Yield the batches of the current epoch from `state` on.
+        `state` always names what comes next; a run resumes between two steps.
 
         Raises:
             UserError: more than `max_bad_fraction` of the samples were rejected, or none is left.
         """
+        waiting: dict[int, deque[tuple[int, int, BatchT]]] = {s: deque() for s in self.own_streams}
+        pools = self._read(heapq.merge(*map(self._pools_left, self.own_streams)))
+        num_empty = 0  # samples read since a batch was seen
+        while True:
+            for stream, queue in waiting.items():
+                while not queue:
+                    pool = next(pools)
+                    num_empty = 0 if pool.batches else num_empty + pool.num_samples
+                    if num_empty >= self.order.num_samples:
+                        raise UserError("the data holds no usable sample")
+                    self._queue(pool, waiting)
+                number, place, batch = queue.popleft()
+                self._advance(stream, number, place + 1)
+                yield batch
+
+    def one_epoch(self, epoch: int = 0) -> Iterator[BatchT]:
+        """Yield this rank's batches of one epoch, whatever `state` is.
+
+        Raises:
+            UserError: more than `max_bad_fraction` of the samples were rejected, or none is left.
+        """
+        first = epoch * self.order.pools_per_epoch
+        numbers = range(first, first + self.order.pools_per_epoch)
+        own = [number for number in numbers if number % self.order.num_streams in self.own_streams]
+        given = 0
+        for pool in self._read(own):
+            given += len(pool.batches)
+            yield from pool.batches
+        if own and not given:
+            raise UserError("the data holds no usable sample")
+
+    def _pools_left(self, stream: int) -> Iterator[int]:
+        first, _ = self.state.streams[stream]
+        return itertools.count(first, self.order.num_streams)
+
+    def _read(self, numbers: Iterable[int]) -> Iterator[PoolBatches[BatchT]]:
         workers = self.config.num_workers
         pools = torch.utils.data.DataLoader(
-            self.encoder,
+            self.reader,
             batch_size=None,
-            sampler=self.order.pools(self.state.epoch, self.state.pool),
+            sampler=map(self.order.pool, numbers),
             num_workers=workers,
             prefetch_factor=2 if workers else None,
             generator=torch.Generator(),  # it draws a seed for workers, not from the run's stream
         )
-        whole_epoch = self.state == LoaderState(self.state.epoch)
-        given = 0
         for pool in pools:
             self._count_rejects(pool)
-            for batch in pool.batches[self.state.batch :]:
-                self.state = replace(self.state, batch=self.state.batch + 1)
-                given += 1
-                yield batch
-            self.state = LoaderState(self.state.epoch, self.state.pool + 1)
-        if whole_epoch and not given:
-            raise UserError("the data holds no usable sample")
+            yield pool
+
+    def _queue(
+        self,
+        pool: PoolBatches[BatchT],
+        waiting: Mapping[int, deque[tuple[int, int, BatchT]]],
+    ) -> None:
+        """Put a pool's batches where its stream takes them, without those given before."""
+        stream = pool.number % self.order.num_streams
+        number, place = self.state.streams[stream]
+        given = place if pool.number == number else 0
+        places = range(given, len(pool.batches))
+        waiting[stream].extend((pool.number, place, pool.batches[place]) for place in places)
+
+    def _advance(self, stream: int, number: int, place: int) -> None:
+        streams = list(self.state.streams)
+        streams[stream] = number, place
+        self.state = LoaderState(tuple(streams))
 
     def _count_rejects(self, pool: PoolBatches[BatchT]) -> None:
         self.num_read += pool.num_samples
-        self.rejects += pool.rejects
-        if len(self.rejects) > max(1.0, self.config.max_bad_fraction * self.num_read):
-            key, reason = self.rejects[-1]
+        self.num_rejects += len(pool.rejects)
+        self.rejects += pool.rejects[: KEPT_REJECTS - len(self.rejects)]
+        for reject in pool.rejects:
+            self.on_reject(reject)
+        if self.num_rejects > max(1.0, self.config.max_bad_fraction * self.num_read):
+            last = pool.rejects[-1] if pool.rejects else self.rejects[-1]
             raise UserError(
-                f"{len(self.rejects)} of {self.num_read} samples were rejected, more than "
-                f"data.max_bad_fraction {self.config.max_bad_fraction}; the last: {key}: {reason}"
+                f"{self.num_rejects} of {self.num_read} samples were rejected, more than "
+                f"data.max_bad_fraction {self.config.max_bad_fraction}; "
+                f"the last: {last.key}: {last.reason}"
             )
-
-
-class SampleOrder:
-    """The order of samples of an epoch, read from shards window by window."""
-
-    def __init__(
-        self, folders: Sequence[Path], config: DataConfig, seed: int, shuffle: bool
-    ) -> None:
-        self.manifests = [Manifest.read(folder) for folder in folders]
-        self.shards = [
-            (source, shard)
-            for source in map(ShardSet.open, folders)
-            for shard in range(len(source.names))
-        ]
-        self.num_samples = sum(source.num_samples[shard] for source, shard in self.shards)
-        self.config = config
-        self.seed = seed
-        self.shuffle = shuffle
-        # By tokens, a pool is sized by a guess of 128 tokens a row: only its variety depends on it.
-        rows = config.batch_samples or max(1, (config.batch_tokens or 0) // 128)
-        self.pool_samples = rows * config.pool_batches
-
-    def pools(self, epoch: int, first_pool: int) -> Iterator[PoolTask]:
-        """Yield the pools of an epoch from `first_pool` on; earlier windows are not read."""
-        index = first_pool
-        pending: list[RawSample] = []
-        for sample in self._samples(epoch, skip=first_pool * self.pool_samples):
-            pending.append(sample)
-            if len(pending) == self.pool_samples:
-                yield PoolTask(epoch, index, pending)
-                index, pending = index + 1, []
-        if pending:
-            yield PoolTask(epoch, index, pending)
-
-    def _samples(self, epoch: int, skip: int) -> Iterator[RawSample]:
-        shards = list(self.shards)
-        rng = random.Random(f"{self.seed}/{epoch}/shards")
-        if self.shuffle:
-            rng.shuffle(shards)
-        for start in range(0, len(shards), self.config.shuffle_shards):
-            window = shards[start : start + self.config.shuffle_shards]
-            window_samples = sum(source.num_samples[shard] for source, shard in window)
-            if skip >= window_samples:
-                skip -= window_samples
-                continue
-            samples = [
-                raw
-                for source, shard in window
-                for raw in source.read_all(
-                    (shard, place) for place in range(source.num_samples[shard])
-                )
-            ]
-            if self.shuffle:
-                random.Random(f"{self.seed}/{epoch}/window{start}").shuffle(samples)
-            yield from samples[skip:]
-            skip = 0

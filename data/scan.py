@@ -1,16 +1,11 @@
 """The index of a shard that came without one, made from the tar's headers.
 
-It is kept in the user's cache folder, never beside the data: in `$XDG_CACHE_HOME/vlm/index`, by
-default `~/.cache/vlm/index`. Where that cannot be written there is a warning, and each process
-reads the headers again.
+It is kept in the user's cache folder (`data.cache`), never beside the data.
 """
 
-import hashlib
 import os
-import tempfile
-import warnings
-from pathlib import Path
 
+from data.cache import cache_file, keep
 from data.index import ShardIndex
 from data.members import TarFault, read_members
 from data.storage import PATIENT, Patience, file_tag, open_file
@@ -25,13 +20,13 @@ def cached_index(shard: str, patience: Patience = PATIENT) -> ShardIndex:
         StorageError: its storage does not give it.
     """
     tag = file_tag(shard, patience)
-    file = _cache_file(shard)
+    file = cache_file("index", _location(shard))
     try:
         return ShardIndex.parse(file.read_bytes(), tag)
     except (OSError, UserError):  # none, or one of an earlier content
         index = scan_shard(shard, patience)
     if index.fault is None:  # what is broken may be mended without another tag
-        _keep(file, index.to_json(tag))
+        keep(file, index.to_json(tag))
     return index
 
 
@@ -65,22 +60,5 @@ def scan_shard(shard: str, patience: Patience = PATIENT) -> ShardIndex:
     return ShardIndex(tuple(keys), tuple(starts), tuple(ends), fault)
 
 
-def _cache_file(shard: str) -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    location = shard if "://" in shard else os.path.abspath(shard)
-    name = hashlib.sha256(location.encode("utf-8", "surrogateescape")).hexdigest()
-    return Path(home) / "vlm" / "index" / f"{name}.json"
-
-
-def _keep(file: Path, content: str) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as temporary:
-            temporary.write(content)
-        os.replace(temporary.name, file)  # another process may write the same
-    except OSError as error:
-        warnings.warn(
-            f"the index of a shard cannot be kept in {file.parent} "
-            f"({error.strerror or error}): every process reads the tar's headers again",
-            stacklevel=2,
-        )
+def _location(shard: str) -> str:
+    return shard if "://" in shard else os.path.abspath(shard)

@@ -142,6 +142,10 @@ def bench_load(
     large_size: Annotated[
         str, typer.Option(metavar="WxH", help="Pixels of the made large photos.")
     ] = "4000x3000",
+    long_samples: Annotated[
+        int,
+        typer.Option(min=0, help="Also make so many little samples: resuming, memory; try 100000."),
+    ] = 0,
     tile_size: TileSize = 560,
     max_tiles: MaxTiles = 4,
     workers: Annotated[int, typer.Option(min=0, help="Loader processes of each side.")] = 0,
@@ -164,6 +168,7 @@ def bench_load(
         publish,
     )
     from eval.speed.load import compare_loaders
+    from eval.speed.long_load import compare_long_loading
     from eval.speed.photos import SMALL_PX, pack_photos, parse_size
     from vlm.api import find_device
 
@@ -180,6 +185,8 @@ def bench_load(
             measured, agreement = compare_loaders(folder, tile_size, max_tiles, workers, repeats)
             print(agreement)
             rows += measured
+        if long_samples:
+            rows += compare_long_loading(Path(made) / "long", long_samples)
         facts = machine_facts(find_device("cpu"))
     publish(SpeedReport(machine=facts, rows=rows), "peer", report)
 

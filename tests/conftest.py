@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -23,6 +24,10 @@ from vlm.weights.mllama_names import our_name
 
 if TYPE_CHECKING:
     from transformers import MllamaForConditionalGeneration
+
+# Examples are found anew each time and never by a clock: machines that test may be busy.
+hypothesis.settings.register_profile("vlm", deadline=None, database=None)
+hypothesis.settings.load_profile("vlm")
 
 VOCAB_SIZE = 300
 SENTENCES = (

@@ -79,8 +79,9 @@ class TrainConfig(BaseModel):
 
     out: run folder; the finished model folder is `out` itself, checkpoints lie below it.
     steps: optimizer steps.
-    gradient_accumulation: batches a step; the loss is weighted by supervised tokens, as if they
-        were one batch.
+    batches_per_step: over all ranks, each of which takes its part of them one after the other;
+        None is one batch a rank. The loss is weighted by supervised tokens, as if they were one
+        batch.
     precision: `auto` is bf16 autocast on GPUs that have it, float32 elsewhere.
     validate_every: None validates only at the end.
     validation_batches: None takes the whole validation set.
@@ -97,7 +98,7 @@ class TrainConfig(BaseModel):
     data: DataConfig
     optim: OptimConfig
     steps: PositiveInt
-    gradient_accumulation: PositiveInt = 1
+    batches_per_step: PositiveInt | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = 0

@@ -6,18 +6,56 @@ the others wait for it there.
 """
 
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
 from torch import Tensor
 
+from vlm.errors import UserError
 from vlm.inputs import ImageInputs, ModelInputs
+
+ValueT = TypeVar("ValueT")
 
 
 def num_ranks() -> int:
     """Processes that train together; 1 without a process group."""
     initialized = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_world_size() if initialized else 1
+
+
+def rank() -> int:
+    """This process's place among those that train together, from 0."""
+    return torch.distributed.get_rank() if num_ranks() > 1 else 0
+
+
+def is_first_rank() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return rank() == 0
+
+
+def streams_of_step(batches_per_step: int | None, ranks: int) -> int:
+    """Return the batches of a step over all ranks; None is one a rank.
+
+    Raises:
+        UserError: ranks cannot have equally many of them.
+    """
+    streams = batches_per_step or ranks
+    if streams % ranks:
+        raise UserError(
+            f"batches_per_step {streams} cannot be shared evenly by {ranks} processes: "
+            f"set a multiple of {ranks}, or start another number of processes"
+        )
+    return streams
+
+
+def gather(value: ValueT) -> list[ValueT]:
+    """Return every rank's value, in the order of the ranks, on each of them."""
+    if num_ranks() == 1:
+        return [value]
+    values: list[Any] = [None] * num_ranks()
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def sum_over_ranks(value: float, device: torch.device) -> float:

@@ -24,10 +24,11 @@ def describe_run(config: TrainConfig) -> str:
     freeze(setup.stage, parts_of(setup.modules))
     batch = next(setup.train.batches())
     loader = setup.train
+    num_shards = sum(len(source.num_samples) for source in loader.sources)
     lines = [
         describe_parts(setup),
-        f"data: {loader.order.num_samples:,} samples in {len(loader.order.shards)} shards; "
-        f"{config.steps:,} steps of {config.gradient_accumulation} batch(es)",
+        f"data: {loader.order.num_samples:,} samples in {num_shards} shards; "
+        f"{config.steps:,} steps of {loader.order.num_streams} batch(es)",
         _describe_memory(setup, batch),
         _describe_batch(setup, batch),
     ]

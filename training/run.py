@@ -1,6 +1,7 @@
 """A stage from its configuration to its model folder: config -> objects -> fit."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,14 +15,17 @@ from torch import nn
 from data.collate import collate_chats, collate_pairs
 from data.encode import ChatEncoder, PairEncoder
 from data.loader import Loader
-from data.pack import Manifest
-from data.shards import read_folder
+from data.mixture import sample_shares
+from data.rejects import REJECTS_NAME, RejectFile
+from data.shards import ShardSet
 from encoders.text import build_text_tower
 from encoders.vit import VisionEncoder
 from training.config import TrainConfig
+from training.distributed import num_ranks, rank, streams_of_step
 from training.metrics import MetricsLog
 from training.objectives import Contrastive, ContrastiveHead, NextToken, Objective
 from training.optim import build_optimizer
+from training.sample_log import SampleLog
 from training.stages import STAGES, Stage, freeze, parts_of
 from training.trainer import FitResult, Trainer
 from vlm.chat.processor import Processor
@@ -74,8 +78,8 @@ def train_stage(config: TrainConfig, resume: bool = False) -> FitResult:
     """
     _check_run_folder(config.out, resume)
     torch.manual_seed(config.seed)
-    setup = build_setup(config)
     accelerator = build_accelerator(config)
+    setup = build_setup(config)
     for module in setup.modules.values():
         module.to(accelerator.device)
     freeze(setup.stage, parts_of(setup.modules))
@@ -92,16 +96,24 @@ def train_stage(config: TrainConfig, resume: bool = False) -> FitResult:
     resumed = trainer.resume() if resume else None
     config.out.mkdir(parents=True, exist_ok=True)
     (config.out / CONFIG_FILE).write_text(dump_config(config))
-    with MetricsLog(config.out, config.stage, config.steps, trainer.step) as log:
+    with ExitStack() as stack:
+        log = stack.enter_context(MetricsLog(config.out, config.stage, config.steps, trainer.step))
+        samples = None
+        if config.data.log_samples:
+            samples = stack.enter_context(closing(SampleLog(config.out, trainer.step)))
         log.message(describe_parts(setup))
         if resumed is not None:
             log.message(f"resumed from {resumed} at step {trainer.step}")
         elif resume:
             log.message(f"no checkpoint in {trainer.checkpoints}; starting anew")
-        result = trainer.fit(log)
+        setup.train.on_reject = RejectFile(config.out).add
+        result = trainer.fit(log, samples)
         if setup.train.rejects:
-            key, reason = setup.train.rejects[0]
-            log.message(f"{len(setup.train.rejects)} samples rejected; first: {key}: {reason}")
+            first = setup.train.rejects[0]
+            log.message(
+                f"{setup.train.num_rejects} samples rejected, see {config.out / REJECTS_NAME}; "
+                f"the first: {first.key}: {first.reason}"
+            )
     _save_model(setup, result)
     return result
 
@@ -112,9 +124,10 @@ def build_setup(config: TrainConfig) -> Setup:
     _check_parents(config, stage)
     for component, source in _sources(config).items():
         _check_shape(config, component, source)
+    sources = [ShardSet.open(source.path) for source in config.data.sources]
     tokenizer_folder = _tokenizer_folder(config)
     if tokenizer_folder is None:
-        texts = _texts(config.data.train)
+        texts = _texts(sources)
         processor = Processor.train(texts, config.model.vision, _trained_vocabulary(config))
     else:
         processor = Processor.from_folder(tokenizer_folder, config.model.vision)
@@ -130,10 +143,18 @@ def build_setup(config: TrainConfig) -> Setup:
         encode = ChatEncoder(processor, data, "all" if config.stage == "text" else "assistant")
         collate = partial(collate_chats, sequence_tokens=data.max_tokens if data.packing else None)
     collate = partial(collate, pad_id=processor.tokenizer.pad_id)
-    train = Loader(data.train, data, encode, collate, config.seed)
+    make = partial(Loader[Any, Any], config=data, encode=encode, collate=collate, seed=config.seed)
+    train = make(
+        sources,
+        shares=sample_shares(data, sources, processor),
+        num_streams=streams_of_step(config.batches_per_step, num_ranks()),
+        rank=rank(),
+        num_ranks=num_ranks(),
+    )
     validation = None
     if data.validation:
-        validation = Loader(data.validation, data, encode, collate, config.seed, shuffle=False)
+        held_out = [ShardSet.open(location) for location in data.validation]
+        validation = make(held_out, shuffle=False)
     return Setup(config, stage, processor, modules, objective, train, validation, notes)
 
 
@@ -156,7 +177,8 @@ def run_identity(setup: Setup) -> dict[str, Any]:
     free = {"out", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "device"}
     identity = setup.config.model_dump(mode="json", exclude=free)
     del identity["data"]["num_workers"]  # the order of samples does not depend on it
-    identity["manifests"] = [m.sha256 for m in setup.train.order.manifests]
+    identity["manifests"] = [source.fingerprint for source in setup.train.sources]
+    identity["batches_per_step"] = setup.train.order.num_streams
     return identity
 
 
@@ -267,9 +289,9 @@ def _trained_vocabulary(config: TrainConfig) -> int:
     return min(rows, config.model.decoder.vocab_size + 1)
 
 
-def _texts(folders: Iterable[Path]) -> Iterator[str]:
-    for folder in folders:
-        for raw in read_folder(folder):
+def _texts(sources: Iterable[ShardSet]) -> Iterator[str]:
+    for source in sources:
+        for raw in source.read_all():
             yield from (message.text for message in raw.sample.messages)
 
 
@@ -277,7 +299,6 @@ def _validation_batches(setup: Setup) -> Iterator[Any]:
     """The first `validation_batches` of the validation set, the same ones each time."""
     loader = setup.validation
     assert loader is not None
-    loader.state = type(loader.state)()
     for index, batch in enumerate(loader.one_epoch()):
         if index == setup.config.validation_batches:
             return
@@ -299,12 +320,14 @@ def _check_run_folder(out: Path, resume: bool) -> None:
 def _save_model(setup: Setup, result: FitResult) -> None:
     config = setup.config
     parents = {name: str(path) for name, path in config.init_from if path is not None}
-    data: dict[str, list[dict[str, Any]]] = {}
-    for split, folders in (("train", config.data.train), ("validation", config.data.validation)):
-        data[split] = [
-            {"folder": str(folder), "manifest_sha256": Manifest.read(folder).sha256}
-            for folder in folders
+    loaders = {"train": setup.train, "validation": setup.validation}
+    data = {
+        split: [
+            {"folder": source.location, "manifest_sha256": source.fingerprint}
+            for source in (loader.sources if loader is not None else ())
         ]
+        for split, loader in loaders.items()
+    }
     save_folder(
         config.out,
         FolderConfig(

@@ -111,7 +111,7 @@ def load_checkpoint(
     if torch.cuda.is_available() and "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"])
     progress = state["progress"]
-    return Progress(progress["step"], LoaderState(**progress["loader"]), progress["seconds"])
+    return Progress(progress["step"], LoaderState.parse(progress["loader"]), progress["seconds"])
 
 
 def _module_tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:

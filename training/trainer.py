@@ -16,10 +16,11 @@ from data.batches import Row
 from data.loader import Loader, LoaderState
 from data.prefetch import Prefetch, Staged
 from training.config import TrainConfig
-from training.distributed import share_of_step, sum_over_ranks
+from training.distributed import gather, share_of_step, sum_over_ranks
 from training.metrics import MetricsLog
 from training.objectives import Objective
 from training.optim import learning_rate
+from training.sample_log import SampleLog
 from training.state import Progress, list_checkpoints, load_checkpoint, save_checkpoint
 from vlm.errors import UserError
 
@@ -95,7 +96,7 @@ class Trainer(Generic[RowT, BatchT]):
         self.train.state = progress.loader
         return found[-1]
 
-    def fit(self, log: MetricsLog) -> FitResult:
+    def fit(self, log: MetricsLog, samples: SampleLog | None = None) -> FitResult:
         """Train up to `config.steps`; return the last figures."""
         config = self.config
         window = _Window()
@@ -104,9 +105,11 @@ class Trainer(Generic[RowT, BatchT]):
             module.train()
         while self.step < config.steps:
             started = time.perf_counter()
-            micro_batches = [next(self.batches) for _ in range(config.gradient_accumulation)]
+            micro_batches = [next(self.batches) for _ in self.train.own_streams]
             loss, norm = self._update(micro_batches)
             self.step += 1
+            if samples is not None:
+                samples.record(self.step, [batch.host.keys for batch in micro_batches])
             elapsed = time.perf_counter() - started
             self.seconds += elapsed
             window.add(loss, [batch.host for batch in micro_batches], elapsed)
@@ -138,7 +141,8 @@ class Trainer(Generic[RowT, BatchT]):
 
     def save(self) -> Path:
         """Write a checkpoint of the current step."""
-        progress = Progress(self.step, self.batches.state, self.seconds)
+        position = LoaderState.merge(gather(self.batches.state))
+        progress = Progress(self.step, position, self.seconds)
         return save_checkpoint(
             self.checkpoints,
             progress,

@@ -26,7 +26,7 @@ from data.config import DataConfig
 from data.encode import ChatEncoder, ChatRows
 from data.loader import Loader
 from data.pack import Manifest
-from data.shards import read_folder
+from data.shards import ShardSet, read_folder
 from encoders.config import VisionConfig
 from encoders.tiling import TiledImage, tile_draft
 from eval.speed.harness import Row, rate_row, time_in_turn
@@ -84,8 +84,12 @@ class Batches:
 
     def ours(self, draft: bool = True) -> Iterator[ChatBatch]:
         """Our loader's batches, of one epoch."""
+        return self.loader(draft).one_epoch()
+
+    def loader(self, draft: bool = True, shuffle: bool = False) -> Loader[ChatRows, ChatBatch]:
+        """Our loader."""
         config = DataConfig(
-            train=(self.folder,),
+            train=(str(self.folder),),
             batch_samples=BATCH_SAMPLES,
             max_tokens=MAX_TOKENS,
             pool_batches=POOL_BATCHES,
@@ -93,10 +97,8 @@ class Batches:
             draft=draft,
         )
         encode = ChatEncoder(self.processor, config, "assistant")
-        loader: Loader[ChatRows, ChatBatch] = Loader(
-            config.train, config, encode, self._collate(), seed=0, shuffle=False
-        )
-        return loader.one_epoch()
+        sources = [ShardSet.open(self.folder)]
+        return Loader(sources, config, encode, self._collate(), seed=0, shuffle=shuffle)
 
     def webdataset(self) -> Iterator[ChatBatch]:
         """webdataset's batches: `decode("pil")`, then our transforms."""

@@ -44,12 +44,19 @@ def encode_jpeg(photo: Image.Image) -> bytes:
 
 
 def pack_photos(
-    folder: Path, size_px: tuple[int, int], num_samples: int, num_photos: int = 4
+    folder: Path,
+    size_px: tuple[int, int],
+    num_samples: int,
+    num_photos: int = 4,
+    samples_per_shard: int | None = None,
 ) -> None:
-    """Write shards of photos of (width, height), a few of them over and over, each captioned."""
+    """Write shards of photos of (width, height), a few of them over and over, each captioned.
+
+    samples_per_shard: None makes four shards.
+    """
     photos = [encode_jpeg(make_photo(*size_px, seed)) for seed in range(num_photos)]
-    samples = [_captioned(index, photos[index % num_photos]) for index in range(num_samples)]
-    pack(samples, folder, samples_per_shard=max(1, num_samples // 4))
+    samples = (_captioned(index, photos[index % num_photos]) for index in range(num_samples))
+    pack(samples, folder, samples_per_shard or max(1, num_samples // 4))
 
 
 def _captioned(index: int, photo: bytes) -> RawSample:

@@ -1,4 +1,4 @@
-"""Packing, cutting and dealing, as properties of random sizes."""
+"""Packing and cutting, as properties of random sizes."""
 
 import random
 from collections.abc import Iterator
@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 
 from data.batches import (
-    batch_cost,
     cut_batches,
-    deal_to_ranks,
     group_samples,
     pack_sequences,
     padded_tokens,
@@ -136,31 +134,3 @@ def test_packing_pads_less_than_sorting_by_length() -> None:
         used = sum(sum(sample.row_tokens) for sample in samples)
         padded = sum(tokens_of(batch, 240 if packing else None) for batch in batches)
         assert 1 - used / padded < most
-
-
-def test_every_step_gives_every_rank_a_batch_of_like_cost() -> None:
-    for rng in seeds():
-        costs = [rng.choice([10, 100, 1000]) * rng.random() for _ in range(rng.randint(1, 70))]
-        ranks = rng.randint(1, 8)
-        steps = deal_to_ranks(costs, ranks)
-        assert sorted(index for step in steps for index in step) == list(range(len(costs)))
-        assert all(len(step) == ranks for step in steps[:-1])
-        assert len(steps[-1]) == (len(costs) % ranks or ranks)
-        whole = [[costs[index] for index in step] for step in steps if len(step) == ranks]
-        spread = max(costs) - min(costs)
-        waits = sum(max(step) - min(step) for step in whole)
-        assert waits <= spread + 1e-9
-        totals = [sum(step[rank] for step in whole) for rank in range(ranks)]
-        assert max(totals) - min(totals) <= spread + 1e-9
-
-
-def test_the_rank_that_had_least_takes_the_most() -> None:
-    assert deal_to_ranks([10, 9, 5, 1], 2) == [[0, 1], [3, 2]]
-    assert deal_to_ranks([1, 10, 9], 2) == [[1, 2], [0]]
-    assert deal_to_ranks([], 3) == []
-    with pytest.raises(ValueError, match="there must be a rank"):
-        deal_to_ranks([1.0], 0)
-
-
-def test_the_cost_of_a_batch_counts_tokens_without_padding_and_tiles() -> None:
-    assert batch_cost([Sizes((3, 4), 2), Sizes((5,), 1)], tile_tokens=10) == 12 + 30

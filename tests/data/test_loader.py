@@ -1,27 +1,35 @@
 """The order of samples is a pure function of seed, epoch and position, and limits are kept."""
 
+import json
+import os
 import random
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data.config import DataConfig
-from data.loader import Loader, LoaderState, SampleOrder
+from data.loader import Loader, LoaderState
 from data.pack import Manifest, pack
-from data.schema import RawSample, Sample
+from data.schema import RawSample, Reject, Sample
 from data.shape_samples import write_scenes
 from data.shapes import SceneConfig
-from data.shards import read_folder
+from data.shards import ShardSet, read_folder
 from vlm.errors import UserError
 
 NUM_SAMPLES = 23
 Batch = tuple[str, ...]
+Steps = Iterator[tuple[list[Batch], LoaderState]]
 
 
 @dataclass(frozen=True)
@@ -65,14 +73,31 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_loader(
     *folders: Path, seed: int = 0, shuffle: bool = True, **settings: Any
 ) -> Loader[TextRow, Batch]:
+    names = ("shares", "num_streams", "rank", "num_ranks", "on_reject")
+    chosen = {name: settings.pop(name) for name in names if name in settings}
     defaults = {"batch_samples": 2, "pool_batches": 3, "shuffle_shards": 2, "max_tokens": 100}
     config = DataConfig.model_validate({**defaults, "train": folders, **settings})
-    return Loader(folders, config, encode, collate, seed, shuffle)
+    sources = [ShardSet.open(folder) for folder in folders]
+    return Loader(sources, config, encode, collate, seed, shuffle, **chosen)
 
 
 def epoch(loader: Loader[TextRow, Batch], number: int = 0) -> list[Batch]:
-    loader.state = LoaderState(epoch=number)
-    return list(loader.one_epoch())
+    return list(loader.one_epoch(number))
+
+
+def steps(folder: Path, ranks: int, streams: int, state: LoaderState | None = None) -> Steps:
+    """The steps of a run from `state` on, with all its ranks in this process."""
+    loaders = [
+        make_loader(folder, num_streams=streams, rank=rank, num_ranks=ranks)
+        for rank in range(ranks)
+    ]
+    for loader in loaders:
+        loader.state = state or loader.state
+    sources = [loader.batches() for loader in loaders]
+    while True:
+        own = [[next(source) for _ in loaders[0].own_streams] for source in sources]
+        in_turn = [batch for together in zip(*own, strict=True) for batch in together]
+        yield in_turn, LoaderState.merge([loader.state for loader in loaders])
 
 
 def keys(batches: Sequence[Batch]) -> list[str]:
@@ -102,28 +127,17 @@ def test_epochs_and_seeds_differ_in_order_in_batches_and_in_draws(folder: Path) 
         assert not {key for batch in other for key in batch} & {k for b in first for k in b}
 
 
-def test_samples_move_between_shards_of_a_window_and_not_beyond(folder: Path) -> None:
-    order = make_loader(folder, shuffle_shards=2).order
-    shard_of = {
-        raw.key: index // 4 for index, raw in enumerate(read_folder(folder))
-    }  # four samples a shard
-    drawn = [shard_of[raw.key] for pool in order.pools(0, 0) for raw in pool.samples]
-    first, second = drawn[:8], drawn[8:16]
-    assert len(set(first)) == len(set(second)) == 2 and not set(first) & set(second)
-    assert first != sorted(first, key=first.index) or second != sorted(second, key=second.index)
-
-
 def test_a_resumed_loader_gives_exactly_the_remaining_batches(folder: Path) -> None:
     loader = make_loader(folder)
     given, states = [], [loader.state]
     for batch in islice(loader.batches(), 30):  # two and a half epochs of 12 batches
         given.append(batch)
         states.append(loader.state)
-    assert {state.epoch for state in states} == {0, 1, 2}
-    assert {state.batch for state in states} > {0, 1, 2}
+    assert {pool for ((pool, _),) in (state.streams for state in states)} == set(range(10))
+    assert {batch for ((_, batch),) in (state.streams for state in states)} == {0, 1, 2, 3}
     for position, state in enumerate(states[:27]):
         resumed = make_loader(folder)
-        resumed.state = state
+        resumed.state = LoaderState.parse(json.loads(json.dumps(asdict(state))))
         assert list(islice(resumed.batches(), 3)) == given[position : position + 3]
 
 
@@ -132,28 +146,85 @@ def test_a_loader_resumed_at_the_end_of_an_epoch_goes_on_with_the_next(tmp_path:
     loader = make_loader(tmp_path)  # one pool of one batch
     batches = list(islice(loader.batches(), 3))
     resumed = make_loader(tmp_path)
-    resumed.state = LoaderState(epoch=0, pool=0, batch=1)
+    resumed.state = LoaderState(((0, 1),))
     assert list(islice(resumed.batches(), 2)) == batches[1:]
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 6), st.data())
+def test_steps_are_the_same_on_any_number_of_ranks_wherever_a_run_resumes(
+    folder: Path, streams: int, data: st.DataObject
+) -> None:
+    divisors = [ranks for ranks in range(1, streams + 1) if streams % ranks == 0]
+    alone = list(islice(steps(folder, 1, streams), 12))
+    state = None
+    resumed: list[list[Batch]] = []
+    while len(resumed) < 12:
+        ranks = data.draw(st.sampled_from(divisors), label="ranks")
+        until_kill = data.draw(st.integers(1, 12), label="steps")
+        done = list(islice(steps(folder, ranks, streams, state), until_kill))
+        resumed += [batches for batches, _ in done]
+        state = done[-1][1]
+    assert resumed[:12] == [batches for batches, _ in alone]
+
+
+def test_ranks_read_every_sample_of_an_epoch_once_between_them(folder: Path) -> None:
+    for ranks in (1, 2, 3, 8):
+        drawn: list[str] = []
+        for rank in range(ranks):
+            loader = make_loader(
+                folder, pool_batches=1, num_streams=ranks, rank=rank, num_ranks=ranks
+            )
+            drawn += keys(epoch(loader, 2))
+        assert sorted(drawn) == [f"s{index:02d}" for index in range(NUM_SAMPLES)]
+
+
+def test_workers_of_a_rank_change_nothing(folder: Path) -> None:
+    settings = {"num_streams": 4, "rank": 1, "num_ranks": 2}
+    alone = list(islice(make_loader(folder, **settings).batches(), 20))
+    assert alone == list(islice(make_loader(folder, num_workers=2, **settings).batches(), 20))
+
+
+@pytest.mark.parametrize("budget", [{"batch_samples": 8}, {"batch_tokens": 600}])
+def test_the_batches_of_a_step_are_of_like_length(budget: dict[str, int], tmp_path: Path) -> None:
+    rng = random.Random(0)
+    texts = ["x" * min(400, int(rng.lognormvariate(4, 0.7)) + 1) for _ in range(960)]
+    pack(samples(texts, "n"), tmp_path)
+    lengths = {raw.key: len(raw.sample.messages[0].text) for raw in read_folder(tmp_path)}
+    chosen = {"batch_samples": None, "max_tokens": 400, **budget}
+    batches = make_loader(tmp_path, num_streams=4, pool_batches=16, **chosen).batches()
+    waits = []
+    for _ in range(60):
+        longest = [[lengths[key] for key in keys([next(batches)])] for _ in range(4)]
+        costs = [len(batch) * max(batch) for batch in longest]
+        waits.append(max(costs) / (sum(costs) / 4))
+    # About 1.1. Where ranks shuffle their batches apart, batches of 8 samples make it 1.9.
+    assert sum(waits) / len(waits) < 1.25
+
+
+def test_streams_that_ranks_cannot_share_evenly_are_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="4 streams cannot be shared evenly by 3 ranks"):
+        make_loader(folder, num_streams=4, num_ranks=3)
+
+
+def test_damaged_positions_are_refused() -> None:
+    for content in ({}, {"streams": [1]}, {"streams": [["a", 1]]}, None):
+        with pytest.raises(UserError, match="no position of a data loader"):
+            LoaderState.parse(content)
 
 
 def test_resuming_reads_no_shard_of_the_windows_before(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "copy"
     pack(read_folder(folder), out, 4)
-    order = make_loader(out, shuffle=False, batch_samples=4, pool_batches=2).order
-    whole = [[raw.key for raw in pool.samples] for pool in order.pools(0, 0)]
+    settings = {"shuffle": False, "batch_samples": 4, "pool_batches": 2}
+    whole = list(islice(make_loader(out, **settings).batches(), 6))
     for entry in Manifest.read(out).shards[:2]:
         (out / entry.name).unlink()
-    assert [[raw.key for raw in pool.samples] for pool in order.pools(0, 1)] == whole[1:]
+    resumed = make_loader(out, **settings)
+    resumed.state = LoaderState(((1, 0),))
+    assert list(islice(resumed.batches(), 4)) == whole[2:]
     with pytest.raises(UserError, match="is missing"):
-        list(order.pools(0, 0))
-
-
-def test_unshuffled_samples_come_in_the_order_in_which_they_were_packed(folder: Path) -> None:
-    order = make_loader(folder, shuffle=False).order
-    drawn = [
-        raw.key for number in (0, 5) for pool in order.pools(number, 0) for raw in pool.samples
-    ]
-    assert drawn == [f"s{index:02d}" for index in range(NUM_SAMPLES)] * 2
+        next(make_loader(out, **settings).batches())
 
 
 def test_samples_of_like_length_share_a_batch(folder: Path) -> None:
@@ -183,12 +254,28 @@ def test_a_loader_by_tokens_keeps_to_the_limit(folder: Path) -> None:
     assert max(len(batch) for batch in batches) > 2
 
 
-def test_rejects_are_counted_by_key_and_reason(tmp_path: Path) -> None:
+def test_sources_are_mixed_by_weight_at_any_time(folder: Path, tmp_path: Path) -> None:
+    pack(samples(["y"] * 8, prefix="t"), tmp_path / "other", 4)
+    shares = [Fraction(1), Fraction(3)]
+    loader = make_loader(folder, tmp_path / "other", shares=shares, num_streams=2)
+    drawn = keys(list(islice(loader.batches(), 60)))
+    assert len(drawn) == 120
+    assert sum(key.startswith("t") for key in drawn) == 90
+    resumed = make_loader(folder, tmp_path / "other", shares=shares, num_streams=2)
+    resumed.state = loader.state
+    assert list(islice(resumed.batches(), 9)) == list(islice(loader.batches(), 9))
+
+
+def test_rejects_are_counted_and_handed_on_with_shard_key_and_reason(tmp_path: Path) -> None:
     pack(samples(["x", "broken", "x", "broken", "x", "x"]), tmp_path)
-    loader = make_loader(tmp_path, max_bad_fraction=0.4)
+    seen: list[Reject] = []
+    loader = make_loader(tmp_path, max_bad_fraction=0.4, on_reject=seen.append)
     assert sorted(keys(epoch(loader))) == ["s00", "s02", "s04", "s05"]
-    assert sorted(loader.rejects) == [("s01", "it is broken"), ("s03", "it is broken")]
-    assert loader.num_read == 6
+    shard = "shard-000000.tar"
+    expected = [Reject(key, "it is broken", shard) for key in ("s01", "s03")]
+    assert sorted(loader.rejects, key=lambda reject: reject.key) == expected
+    assert sorted(seen, key=lambda reject: reject.key) == expected
+    assert (loader.num_read, loader.num_rejects) == (6, 2)
 
 
 def test_a_run_stops_above_max_bad_fraction_and_names_the_last_reject(tmp_path: Path) -> None:
@@ -212,7 +299,7 @@ def test_data_without_a_usable_sample_stops_instead_of_looping(tmp_path: Path) -
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_bug_in_encoding_is_not_taken_for_a_bad_sample(folder: Path, num_workers: int) -> None:
     loader = make_loader(folder, num_workers=num_workers)
-    loader.encoder.encode = lambda raw, rng: TextRow(raw.key, 1 // 0)
+    loader.reader.encode = lambda raw, rng: TextRow(raw.key, 1 // 0)
     with pytest.raises(ZeroDivisionError):
         next(loader.batches())
 
@@ -225,10 +312,30 @@ def test_reading_leaves_the_random_stream_of_the_run_alone(folder: Path) -> None
 
 def test_pictures_reach_the_encoder_as_they_were_packed(tmp_path: Path) -> None:
     write_scenes(tmp_path, 3, 1, SceneConfig(tile_size_px=24))
-    config = DataConfig(train=(tmp_path,), batch_samples=3, max_tokens=1)
-    order = SampleOrder([tmp_path], config, seed=0, shuffle=True)
-    drawn = {raw.key: raw.images for pool in order.pools(0, 0) for raw in pool.samples}
+    loader = make_loader(tmp_path)
+    drawn: dict[str, list[bytes]] = {}
+    loader.reader.encode = lambda raw, rng: drawn.update({raw.key: raw.images}) or TextRow("", 1)
+    list(loader.one_epoch())
     assert drawn == {raw.key: raw.images for raw in read_folder(tmp_path)}
+
+
+def test_four_readers_killed_and_resumed_as_two_and_eight_read_the_same(
+    folder: Path, tmp_path: Path
+) -> None:
+    program = Path(__file__).parent / "reader_program.py"
+    root = program.parents[2]
+    done = subprocess.run(
+        [sys.executable, str(program), str(folder), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "steps.json").read_text())
+    expected = [batches for batches, _ in islice(steps(folder, 1, 8), len(found))]
+    assert len(found) >= 40
+    assert [[tuple(batch) for batch in batches] for batches in found] == expected
 
 
 @pytest.mark.parametrize(
@@ -237,8 +344,11 @@ def test_pictures_reach_the_encoder_as_they_were_packed(tmp_path: Path) -> None:
         ({"batch_tokens": 5}, "exactly one of batch_samples and batch_tokens"),
         ({"batch_samples": None}, "exactly one of batch_samples and batch_tokens"),
         ({"max_turns": 2}, "set split_turns"),
+        ({"train": ["a", {"path": "b", "weight": 2}]}, "a has no weight"),
+        ({"train": [{"path": "b", "weight": 0}]}, "greater than 0"),
+        ({"mix_by": "tokens"}, "needs a weight for each"),
     ],
 )
 def test_a_contradictory_configuration_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        make_loader(Path(), **settings)
+        DataConfig.model_validate({"train": ["a"], "batch_samples": 2, "max_tokens": 9, **settings})

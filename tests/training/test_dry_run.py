@@ -19,7 +19,7 @@ MakeConfig = Callable[..., TrainConfig]
 def test_a_dry_run_shows_parts_data_memory_and_batch_and_writes_nothing(
     stage: StageName, stage_config: MakeConfig, tmp_path: Path
 ) -> None:
-    config = stage_config(stage, tmp_path / "out", gradient_accumulation=2)
+    config = stage_config(stage, tmp_path / "out", batches_per_step=2)
     text = describe_run(config)
     assert text.startswith(describe_parts(build_setup(config)))
     assert "data: 12 samples in 3 shards; 3 steps of 2 batch(es)\n" in text

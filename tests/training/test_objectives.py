@@ -1,5 +1,6 @@
 """The losses against their definitions, and the figures of validation on known cases."""
 
+import itertools
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ from vlm.model import VisionLanguageModel
 
 
 def first_batch(setup: Setup) -> Any:
-    setup.train.state = LoaderState()
+    setup.train.state = LoaderState.start(1)
     return next(setup.train.batches())
 
 
@@ -97,8 +98,8 @@ def test_packing_changes_neither_loss_nor_gradient_nor_the_figures_of_validation
 ) -> None:
     objective, setup = finetune_setup.objective, finetune_setup
     assert isinstance(objective, NextToken)
-    raws = [raw for pool in setup.train.order.pools(0, 0) for raw in pool.samples][:5]
-    samples = [setup.train.encoder.encode(raw, random.Random(0)) for raw in raws]
+    raws = itertools.islice(setup.train.sources[0].read_all(), 5)
+    samples = [setup.train.reader.encode(raw, random.Random(0)) for raw in raws]
     pad_id = setup.processor.tokenizer.pad_id
     apart, packed = (collate_chats(samples, pad_id, length) for length in (None, 160))
     assert len(packed.inputs.input_ids) <= len(apart.inputs.input_ids) / 2

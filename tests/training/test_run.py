@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import MllamaForConditionalGeneration
 
 from data.pack import Manifest, pack
+from data.rejects import read_rejects
 from data.schema import RawSample, Sample
-from data.shards import ShardSet, read_folder
+from data.shards import read_folder
 from training.config import StageName, TrainConfig
 from training.metrics import METRICS_FILE, read_metrics
 from training.run import build_setup, train_stage
@@ -65,7 +66,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         "log_every": 3,
         "validate_every": 3,
         "checkpoint_every": 2,
-        "gradient_accumulation": 2 if stage == "align" else 1,
+        "batches_per_step": 2 if stage == "align" else 1,
     }
     whole = tmp_path / "whole"
     train_stage(stage_config(stage, whole, **settings))
@@ -107,13 +108,8 @@ def test_a_run_that_dies_on_the_way_resumes_to_the_same_model(
     config = stage_config("text", tmp_path / "out", **settings)
     # The shard that the run reads last is away for a moment.
     order = build_setup(config).train.order
-    last = [raw.key for pool in order.pools(0, 0) for raw in pool.samples][-1]
-    shards = ShardSet.open(copy)
-    (shard,) = [
-        copy / shards.names[number]
-        for (number, _), raw in zip(shards.places, shards.read_all(), strict=True)
-        if raw.key == last
-    ]
+    last = order.pool(order.pools_per_epoch - 1).places[-1]
+    shard = copy / Manifest.read(copy).shards[last.shard].name
     shard.rename(tmp_path / "away")
     with pytest.raises(UserError, match=f"{shard.name} is missing"):
         train_stage(config)
@@ -275,7 +271,9 @@ def test_rejected_samples_are_counted_at_the_end(
     data = {"train": [tmp_path / "shards"]}
     train_stage(stage_config("text", tmp_path / "out", data=data, init_from=start))
     output = capsys.readouterr().out
-    assert "1 samples rejected; first: long: " in output and "more than max_tokens 160" in output
+    assert "1 samples rejected, see " in output and "more than max_tokens 160" in output
+    (listed,) = read_rejects(tmp_path / "out")
+    assert (listed.key, listed.shard) == ("long", "shard-000000.tar")
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def train(modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, steps
 
 def save(folder: Path, step: int, run: Any = None, keep: int = 2) -> Path:
     modules, optimizer = run or make_run(0)
-    progress = Progress(step, LoaderState(1, 2, 3), 4.5)
+    progress = Progress(step, LoaderState(((1, 2), (3, 0))), 4.5)
     return save_checkpoint(folder, progress, modules, optimizer, CONFIG, keep)
 
 
@@ -57,7 +57,7 @@ def test_a_restored_run_continues_bit_for_bit(tmp_path: Path, kind: str) -> None
 
     others, other_optimizer = make_run(1, kind)
     progress = load_checkpoint(path, others, other_optimizer, CONFIG)
-    assert progress == Progress(3, LoaderState(1, 2, 3), 4.5)
+    assert progress == Progress(3, LoaderState(((1, 2), (3, 0))), 4.5)
     train(others, other_optimizer, 3)  # its random inputs come from the restored stream
     assert all(a.equal(b) for a, b in zip(weights(modules), weights(others), strict=True))
     states, others_states = (o.state_dict()["state"] for o in (optimizer, other_optimizer))

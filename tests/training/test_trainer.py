@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 
 from data.collate import ChatBatch, collate_chats
 from data.encode import ChatRows
-from data.loader import Loader, LoaderState
+from data.loader import LoaderState
 from data.schema import Sample
 from training.config import TrainConfig
 from training.metrics import METRICS_FILE, MetricsLog, read_metrics
@@ -27,9 +26,10 @@ MakeConfig = Callable[..., TrainConfig]
 class Batches:
     """A loader of given batches, over and over."""
 
-    def __init__(self, batches: Iterable[Any]) -> None:
+    def __init__(self, batches: Iterable[Any], per_step: int) -> None:
         self.given = list(batches)
-        self.state = LoaderState()
+        self.state = LoaderState.start(1)
+        self.own_streams = range(per_step)
 
     def batches(self) -> Iterable[Any]:
         while True:
@@ -48,7 +48,7 @@ def make_trainer(
     freeze(setup.stage, parts)
     parameters = [parameter for part in parts.values() for parameter in part.values()]
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    loader: Any = setup.train if batches is None else Batches(batches)
+    loader: Any = setup.train if batches is None else Batches(batches, config.batches_per_step or 1)
     return Trainer(
         config,
         build_accelerator(config),
@@ -56,7 +56,7 @@ def make_trainer(
         setup.objective,
         optimizer(trained) if optimizer else build_optimizer(setup.modules.values(), config.optim),
         loader,
-        partial(one_epoch, setup.validation) if setup.validation and batches is None else None,
+        setup.validation.one_epoch if setup.validation and batches is None else None,
         {},
     )
 
@@ -64,11 +64,6 @@ def make_trainer(
 def plain_descent(parameters: list[Any]) -> torch.optim.Optimizer:
     """Steps that are the gradients themselves."""
     return torch.optim.SGD([{"params": parameters, "rate_factor": 1.0}], lr=1.0)
-
-
-def one_epoch(loader: Loader[Any, Any]) -> Iterable[Any]:
-    loader.state = LoaderState()
-    return loader.one_epoch()
 
 
 def fit(trainer: Trainer[Any, Any], folder: Path) -> list[dict[str, Any]]:
@@ -86,8 +81,8 @@ def weights(trainer: Trainer[Any, Any]) -> dict[str, torch.Tensor]:
 
 
 def chat_batch(setup: Setup, keys: list[int]) -> ChatBatch:
-    samples = [raw for pool in setup.train.order.pools(0, 0) for raw in pool.samples]
-    encode = setup.train.encoder.encode
+    samples = list(setup.train.sources[0].read_all())
+    encode = setup.train.reader.encode
     rows = [encode(samples[key], random.Random(0)) for key in keys]
     return collate_chats(rows, setup.processor.tokenizer.pad_id)
 
@@ -101,7 +96,7 @@ def test_two_accumulated_batches_give_the_gradient_of_one_large_batch(
             "finetune",
             tmp_path,
             steps=1,
-            gradient_accumulation=count,
+            batches_per_step=count,
             optim={"learning_rate": 1.0, "warmup_steps": 1, "clip_norm": 1e9},
         )
         torch.manual_seed(0)
@@ -218,7 +213,7 @@ def test_a_batch_without_pictures_leaves_align_as_it_is_and_counts(
 
 
 def test_text_and_pictures_train_together(stage_config: MakeConfig, tmp_path: Path) -> None:
-    config = stage_config("align", tmp_path, steps=1, gradient_accumulation=2)
+    config = stage_config("align", tmp_path, steps=1, batches_per_step=2)
     setup = build_setup(config)
     batches = [text_only(setup), chat_batch(setup, [0, 1])]
     (record,) = fit(make_trainer(config, batches, setup=setup), tmp_path / "run")

@@ -3,6 +3,7 @@
 Axes: `S` text length.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -71,6 +72,12 @@ class Processor:
         """
         tokenizer, template = read_chat_format(folder)
         return cls(tokenizer, template, vision)
+
+    @property
+    def fingerprint(self) -> str:
+        """The SHA-256, in hexadecimal, of what decides how text becomes tokens."""
+        parts = f"{self.tokenizer.fingerprint}\n{self.template.source}"
+        return hashlib.sha256(parts.encode("utf-8", "surrogatepass")).hexdigest()
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer and the template as transformers reads them."""

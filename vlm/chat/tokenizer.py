@@ -3,6 +3,7 @@
 Special tokens are written by the chat template alone: text that looks like one stays text.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import cycle
@@ -251,6 +252,12 @@ class Tokenizer:
                 f"the tokenizer has {self.vocab_size} ids, the model {num_embeddings} embedding "
                 "rows; raise vocab_size in the model's config"
             )
+
+    @property
+    def fingerprint(self) -> str:
+        """The SHA-256 of what it is built from, in hexadecimal."""
+        parts = (self._definition, json.dumps(self._config, sort_keys=True))
+        return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
     def save(self, folder: Path) -> None:
         """Write the files that it is built from, as transformers reads them."""

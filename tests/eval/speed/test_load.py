@@ -9,6 +9,7 @@ import torch
 from data.pack import pack
 from data.schema import RawSample, Sample
 from eval.speed.load import Batches, compare_loaders
+from eval.speed.long_load import compare_long_loading
 from eval.speed.photos import make_photo, pack_photos, parse_size
 from vlm import cli
 from vlm.errors import UserError
@@ -48,6 +49,13 @@ def test_the_command_measures_every_source_beside_both_peers(
         assert row["ratio"] == pytest.approx(row["ours"] / row["peer"])
     assert capsys.readouterr().out.count("255 steps off (allowed: 1.5)") == 3
     assert torch.get_num_threads() == threads
+
+
+def test_a_long_data_set_is_resumed_in_the_middle_and_watched_for_memory(tmp_path: Path) -> None:
+    resume, memory = compare_long_loading(tmp_path / "long", 400)
+    assert (resume.name, resume.unit, memory.name, memory.unit) == ("resume", "s", "memory", "MB")
+    assert resume.ours > 0 and resume.ratio == pytest.approx(resume.peer / resume.ours)
+    assert memory.ours >= 0 and memory.ratio > 0
 
 
 def test_every_route_gives_each_sample_once_also_with_workers(shards: Path) -> None:
