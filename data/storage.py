@@ -272,10 +272,13 @@ def _read_local(ranges: Sequence[ByteRange]) -> list[bytes | None]:
     for location, numbers in by_file.items():
         try:
             with open(_local_path(location), "rb") as file:
+                num_bytes = os.fstat(file.fileno()).st_size
                 for number in numbers:
                     start, end = ranges[number].start, ranges[number].end
+                    # Room is made for all that is asked for, so no more than there can be.
+                    end = num_bytes if end is None else min(end, num_bytes)
                     file.seek(start)
-                    results[number] = file.read(-1 if end is None else end - start)
+                    results[number] = file.read(max(0, end - start))
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
