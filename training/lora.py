@@ -1,6 +1,7 @@
 """Adapters on a frozen base, put there by peft; the gates of cross-attention learn with them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from vlm.adapters.folder import peft_config
 from vlm.adapters.layers import MATRIX, adapted_layers
 from vlm.model import VisionLanguageModel
 
+Making = Callable[[], AbstractContextManager[None]]
 # What peft calls an adapter that is the only one.
 NAME = "default"
 
@@ -30,7 +32,7 @@ def set_dtypes(model: nn.Module, config: LoraConfig) -> None:
 
 
 def add_adapters(
-    model: VisionLanguageModel, config: LoraConfig, rehearsed: bool = False
+    model: VisionLanguageModel, config: LoraConfig, making: Making | None = None
 ) -> tuple[str, ...]:
     """Put adapters onto a base that has its weights; return what there are, a line per target set.
 
@@ -38,27 +40,27 @@ def add_adapters(
     adds nothing until it has learnt. Adapters are float32, whatever the base is held in.
 
     Args:
-        rehearsed: the model has no numbers, of which 4 bits could be made; a line says what they
-            would save.
+        making: gives the context in which the model was made without numbers, if it was. There are
+            none then to make 4 bits of; a line says what these would save.
     """
     from peft import inject_adapter_in_model  # takes seconds, and few runs have adapters
 
     layers = adapted_layers(model, config)
     notes = []
-    if config.base_weights == "nf4" and rehearsed:
+    if config.base_weights == "nf4" and making is not None:
         saved = saved_bytes(model.decoder.layers) / 1e6
         notes = [f"nf4: counted as bfloat16 here; 4 bits take {saved:,.0f} MB of weights less"]
     elif config.base_weights == "nf4":
         hold_in_four_bits(model.decoder.layers)
         host: Any = model
         host.is_loaded_in_4bit = True  # where peft looks for it
-    inject_adapter_in_model(peft_config(layers), model, NAME, low_cpu_mem_usage=rehearsed)
+    inject_adapter_in_model(peft_config(layers), model, NAME)
     for name, target in layers.items():
         layer: Any = model.get_submodule(name)
         for matrix in (layer.lora_A[NAME], layer.lora_B[NAME]):
-            if rehearsed:  # peft has made it on the device meta
-                matrix.weight = nn.Parameter(torch.empty(matrix.weight.shape))
-            matrix.weight.data = matrix.weight.data.float()
+            with nullcontext() if making is None else making():
+                start = matrix.weight if making is None else torch.empty(matrix.weight.shape)
+                matrix.weight = nn.Parameter(start.float())
         # Where dtypes differ autocast sees to it; a copy of the inputs in float32 is for nothing.
         layer.cast_input_dtype_enabled = False
         if target.dropout:

@@ -1,6 +1,6 @@
 """A stage from its configuration to its model folder: config -> objects -> fit."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +24,7 @@ from encoders.vit import VisionEncoder
 from training.config import TrainConfig
 from training.distributed import num_ranks, rank, streams_of_step
 from training.flops import StepFlops
-from training.lora import adapter_tensors, add_adapters, set_dtypes
+from training.lora import Making, adapter_tensors, add_adapters, set_dtypes
 from training.memory import recompute_blocks
 from training.metrics import MetricsLog
 from training.objectives import Contrastive, ContrastiveHead, NextToken, Objective
@@ -59,7 +59,6 @@ from vlm.weights.tower_folders import is_tower_folder
 from vlm.weights.towers import load_tower
 
 CONFIG_FILE = "train.yaml"
-Making = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -170,12 +169,9 @@ def build_setup(config: TrainConfig, making: Making | None = None) -> Setup:
     adapter = None
     if config.lora is not None:
         assert isinstance(objective, NextToken)
+        notes += add_adapters(objective.model, config.lora, making)
         if making is None:
-            notes += add_adapters(objective.model, config.lora)
             adapter = AdapterConfig.on(cast(Path, config.init_from.model), config.lora)
-        else:
-            with making():
-                notes += add_adapters(objective.model, config.lora, rehearsed=True)
     data = config.data
     if config.stage == "encoder":
         encode: Any = PairEncoder(processor, data.max_tokens, data.draft)
