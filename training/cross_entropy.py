@@ -67,7 +67,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         matrix = weight.to(_product_dtype(weight))
         total = torch.zeros((), device=hidden.device)
         hidden_gradient = torch.empty_like(hidden) if hidden_learns else None
-        weight_gradient = torch.zeros_like(weight) if weight_learns else None
+        # Of any number of chunks, so in float32, whatever the weight's dtype is.
+        weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if weight_learns else None
         with torch.autocast(hidden.device.type, enabled=False):
             for part in _parts(len(hidden), chunk_tokens):
                 rows = hidden[part].to(matrix.dtype)  # (chunk, D)
@@ -78,6 +79,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     hidden_gradient[part] = gradient @ matrix
                 if weight_gradient is not None:
                     weight_gradient += gradient.T @ rows
+        if weight_gradient is not None:
+            weight_gradient = weight_gradient.to(weight.dtype)
         ctx.gradients = hidden_gradient, weight_gradient
         return total
 

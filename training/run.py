@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -20,7 +20,6 @@ from data.mixture import sample_shares
 from data.rejects import REJECTS_NAME, RejectFile
 from data.shards import ShardSet
 from encoders.text import build_text_tower
-from encoders.vit import VisionEncoder
 from training.config import TrainConfig
 from training.distributed import num_ranks, rank, streams_of_step
 from training.flops import StepFlops
@@ -29,6 +28,7 @@ from training.memory import recompute_blocks
 from training.metrics import MetricsLog
 from training.objectives import Contrastive, ContrastiveHead, NextToken, Objective
 from training.optim import build_optimizer
+from training.parents import check_parents, check_weights, load_parents, tokenizer_folder
 from training.sample_log import SampleLog
 from training.stages import STAGES, Stage, freeze, parts_of, stage_of
 from training.trainer import FitResult, Trainer
@@ -36,27 +36,11 @@ from training.utilisation import Utilisation, peak_flops
 from vlm.adapters.folder import AdapterConfig, save_adapter
 from vlm.chat.processor import Processor
 from vlm.config import dump_config
-from vlm.decoder.stack import Decoder
 from vlm.errors import UserError
 from vlm.model import VisionLanguageModel
 from vlm.provenance import commit, library_versions
-from vlm.weights.folder import (
-    ADAPTER_FILE,
-    FORMAT,
-    FolderConfig,
-    check_component,
-    check_same_config,
-    is_model_folder,
-    load_component,
-    read_component,
-    save_folder,
-    stored_component,
-)
+from vlm.weights.folder import ADAPTER_FILE, FORMAT, FolderConfig, save_folder
 from vlm.weights.folder import CONFIG_FILE as FOLDER_CONFIG_FILE
-from vlm.weights.graft import check_llm, graft_llm
-from vlm.weights.sections import read_section
-from vlm.weights.tower_folders import is_tower_folder
-from vlm.weights.towers import load_tower
 
 CONFIG_FILE = "train.yaml"
 
@@ -145,16 +129,14 @@ def build_setup(config: TrainConfig, making: Making | None = None) -> Setup:
             What they start from is then only checked, by the headers of its files.
     """
     stage = stage_of(config)
-    _check_parents(config, stage)
-    for component, source in _sources(config).items():
-        _check_shape(config, component, source)
+    check_parents(config, stage)
     sources = [ShardSet.open(source.path) for source in config.data.sources]
-    tokenizer_folder = _tokenizer_folder(config)
-    if tokenizer_folder is None:
+    folder = tokenizer_folder(config)
+    if folder is None:
         texts = _texts(sources)
         processor = Processor.train(texts, config.model.vision, _trained_vocabulary(config))
     else:
-        processor = Processor.from_folder(tokenizer_folder, config.model.vision)
+        processor = Processor.from_folder(folder, config.model.vision)
     processor.tokenizer.check_fits(_vocabulary(config))
     build = _contrastive_objects if config.stage == "encoder" else _language_objects
     with _place_of_birth(config, making):
@@ -165,7 +147,7 @@ def build_setup(config: TrainConfig, making: Making | None = None) -> Setup:
     if config.lora is not None and making is None:
         for module in modules.values():
             module.to_empty(device="cpu")
-    notes = _load_parents(config, modules) if making is None else _check_weights(config, modules)
+    notes = load_parents(config, modules) if making is None else check_weights(config, modules)
     adapter = None
     if config.lora is not None:
         assert isinstance(objective, NextToken)
@@ -273,79 +255,6 @@ def _language_objects(
     kept = STAGES[config.stage].components
     objective = NextToken(model, pictures=config.stage != "text")
     return {name: getattr(model, name) for name in kept}, objective
-
-
-def _load_parents(config: TrainConfig, modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
-    """Load each component from where the stage starts; return notes on others' folders."""
-    notes: list[str] = []
-    for component, source in _sources(config).items():
-        module = modules[component]
-        if isinstance(module, VisionEncoder) and is_tower_folder(source):
-            notes += load_tower(module, source)
-        elif isinstance(module, Decoder) and not is_model_folder(source):
-            notes += graft_llm(module, source)
-        else:
-            load_component(module, read_component(source, component), component, source)
-    return tuple(notes)
-
-
-def _check_weights(config: TrainConfig, modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
-    """Check that each component fits what the stage starts from; return notes as when loading."""
-    notes: list[str] = []
-    for component, source in _sources(config).items():
-        module = modules[component]
-        if isinstance(module, VisionEncoder) and is_tower_folder(source):
-            notes += load_tower(VisionEncoder(config.model.vision), source)
-        elif isinstance(module, Decoder) and not is_model_folder(source):
-            notes += check_llm(module, source)
-        else:
-            check_component(module, stored_component(source, component), component, source)
-    return tuple(notes)
-
-
-def _check_shape(config: TrainConfig, component: str, source: Path) -> None:
-    """Check that a component's section is the shape of what it starts from.
-
-    A tower decides a part of its section, which is compared when it is loaded.
-    """
-    if component == "encoder" and is_tower_folder(source):
-        return
-    section = {"encoder": "vision"}.get(component, component)
-    ours = getattr(config.model, section)
-    check_same_config(ours, read_section(type(ours), source), f"model.{section}", source)
-
-
-def _sources(config: TrainConfig) -> dict[str, Path]:
-    """Which folder each component of a stage starts from."""
-    start = config.init_from
-    if config.stage == "encoder" and start.encoder is not None:
-        return {"encoder": start.encoder}
-    if config.stage == "align":
-        return {"decoder": cast(Path, start.decoder), "encoder": cast(Path, start.encoder)}
-    if config.stage == "finetune":
-        model = cast(Path, start.model)
-        return {"encoder": model, "projector": model, "decoder": model}
-    return {}
-
-
-def _tokenizer_folder(config: TrainConfig) -> Path | None:
-    start = config.init_from
-    return {"align": start.decoder, "finetune": start.model}.get(config.stage, start.tokenizer)
-
-
-def _check_parents(config: TrainConfig, stage: Stage) -> None:
-    given = {name for name, path in config.init_from if path is not None}
-    missing = [name for name in stage.parents if name not in given]
-    if missing:
-        raise UserError(
-            f"stage {config.stage} starts from init_from.{missing[0]}; set it to a model folder"
-        )
-    allowed = {*stage.parents, *stage.options}
-    if given - allowed:
-        raise UserError(
-            f"stage {config.stage} takes no init_from.{sorted(given - allowed)[0]}; "
-            f"it takes {', '.join(sorted(allowed))}"
-        )
 
 
 def _vocabulary(config: TrainConfig) -> int:
