@@ -5,7 +5,8 @@ import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from safetensors import SafetensorError
 
@@ -56,6 +57,27 @@ class Saver:
         self._error: BaseException | None = None
         # Ranks agree in the thread, beside whatever the loop exchanges: on a group of its own.
         self._group = host_group()
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step lies."""
+        return checkpoint_path(self.folder, step)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Let what is being written come to its end, also when the run fails."""
+        try:
+            self.wait()
+        except UserError as failure:
+            if error is None:
+                raise
+            error.add_note(str(failure))
 
     def save(self, progress: Progress) -> Path:
         """Begin to write a checkpoint, after the one before it is complete; return its path.
