@@ -245,6 +245,6 @@ class Loader(Generic[RowT, BatchT]):
 
 
 def _leave_signals_to_the_run(worker: int) -> None:
-    """A scheduler tells all processes to stop; workers end when the run, which saves first, does."""
+    """A scheduler signals all processes; the run saves first, and its workers end with it."""
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

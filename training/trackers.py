@@ -137,13 +137,13 @@ class TrackerThread:
         """Hand figures over; returns at once."""
         self._given.put((step, figures))
 
-    def close(self, timeout_s: float = CLOSE_S) -> None:
+    def close(self) -> None:
         """Let the tracker come to its end, and wait for that."""
         self._given.put(None)
-        self._thread.join(timeout_s)
+        self._thread.join(CLOSE_S)
         if self._thread.is_alive():
             self._say(
-                f"warning: {self._name} has not sent all figures within {timeout_s:.0f} s; "
+                f"warning: {self._name} has not sent all figures within {CLOSE_S:.0f} s; "
                 "metrics.jsonl has them"
             )
 
