@@ -1,6 +1,6 @@
 """Measuring a model while it learns: losses of each source, and answers to questions."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -8,6 +8,7 @@ from typing import Any
 
 from data.loader import Loader
 from data.pack import Manifest
+from data.shards import ShardSet
 from eval.metrics import accuracy, accuracy_by_type
 from eval.predict import score_answers
 from eval.questions import EvalQuestion, read_questions
@@ -34,6 +35,18 @@ class Validation:
     together: Loader[Any, Any]
     sources: Mapping[str, Loader[Any, Any]]
     max_batches: int | None
+
+    @staticmethod
+    def open(
+        locations: Sequence[str],
+        make: Callable[[list[ShardSet]], Loader[Any, Any]],
+        max_batches: int | None,
+    ) -> "Validation":
+        """Open folders of shards; `make` puts a loader on some of them."""
+        sets = [ShardSet.open(location) for location in locations]
+        names = source_names(locations) if len(sets) > 1 else []
+        sources = {name: make([source]) for name, source in zip(names, sets, strict=False)}
+        return Validation(make(sets), sources, max_batches)
 
     def figures(self, objective: Objective[Any], prepare: Callable[[Any], Any]) -> Figures:
         """The objective's figures; `prepare` puts a batch where the model is."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +23,7 @@ from encoders.vit import VisionEncoder
 from training.config import TrainConfig
 from training.determinism import deterministic
 from training.distributed import num_ranks, rank, streams_of_step
-from training.evaluation import Questions, Validation, source_names
+from training.evaluation import Questions, Validation
 from training.lock import locked
 from training.metrics import MetricsLog
 from training.objectives import Contrastive, ContrastiveHead, NextToken, Objective
@@ -128,7 +128,7 @@ def _train(setup: Setup, trainer: Trainer[Any, Any], resume: bool, force: bool) 
     with ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
         first_step = trainer.step
-        stack.enter_context(summarised(config.out, partial(_facts, trainer, first_step)))
+        stack.enter_context(summarised(config.out, trainer.facts))
         log = stack.enter_context(
             MetricsLog(config.out, config.stage, config.steps, first_step, config.trackers)
         )
@@ -158,24 +158,6 @@ def _save_best(setup: Setup, trainer: Trainer[Any, Any], result: FitResult, best
     with trainer.written_weights():
         found = replace(result, steps=best.step, figures={best.figure: best.value})
         _save_model(setup, setup.config.out / BEST_FOLDER, found)
-
-
-def _facts(trainer: Trainer[Any, Any], resumed_from: int) -> dict[str, Any]:
-    """What `run.json` says of a run."""
-    config = trainer.config
-    return {
-        "stage": config.stage,
-        "step": trainer.step,
-        "steps": config.steps,
-        "resumed_from": resumed_from or None,
-        "seconds": round(trainer.seconds, 3),
-        "seed": config.seed,
-        "figures": trainer.figures,
-        "best": None if trainer.best is None else asdict(trainer.best),
-        "skipped_steps": trainer.guards.skipped,
-        "rejects": trainer.train.num_rejects,
-        "last_checkpoint": None if trainer.saver.last is None else str(trainer.saver.last),
-    }
 
 
 def build_setup(config: TrainConfig) -> Setup:
@@ -213,19 +195,14 @@ def build_setup(config: TrainConfig) -> Setup:
     )
     validation = None
     if data.validation:
-        held_out = [ShardSet.open(location) for location in data.validation]
-        names = source_names(data.validation) if len(held_out) > 1 else []
-        validation = Validation(
-            make(held_out, shuffle=False),
-            {n: make([source], shuffle=False) for n, source in zip(names, held_out, strict=False)},
-            config.validation_batches,
+        validation = Validation.open(
+            data.validation, partial(make, shuffle=False), config.validation_batches
         )
     questions = None
     if config.evaluate is not None:
         assert isinstance(objective, NextToken)
-        # It is never reloaded, so it belongs to no folder but the run's.
-        model = Model(objective.model, processor, config.out)
-        questions = Questions(model, config.evaluate)
+        # The model belongs to no folder yet but the run's.
+        questions = Questions(Model(objective.model, processor, config.out), config.evaluate)
     return Setup(config, stage, processor, modules, objective, train, validation, questions, notes)
 
 

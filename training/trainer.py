@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
@@ -115,6 +115,7 @@ class Trainer(Generic[RowT, BatchT]):
         self.parts_log = PartsLog(parts_of(modules))
         self.parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
         self.step = 0
+        self.resumed_from: int | None = None
         self.seconds = 0.0
         self.best: Best | None = None
         self.figures: dict[str, float] = {}
@@ -129,7 +130,8 @@ class Trainer(Generic[RowT, BatchT]):
         progress = self.saver.resume(say, force)
         if progress is None:
             return False
-        self.step, self.seconds = progress.step, progress.seconds
+        self.step = self.resumed_from = progress.step
+        self.seconds = progress.seconds
         self.train.state = progress.loader
         self.guards.restore(progress.guards, progress.step)
         wanted, best = self.config.keep_best, progress.best
@@ -160,8 +162,9 @@ class Trainer(Generic[RowT, BatchT]):
                 save = stopping or self._due(config.checkpoint_every)
                 # At checkpoints too, so that a resumed run's averages cover the same steps.
                 if self._logs(self.step) or stopping:
-                    self.figures = window.figures()
-                    log.record(self.step, "train", self.figures)
+                    figures = window.figures()
+                    log.record(self.step, "train", figures)
+                    self.figures = {name: v for name, v in figures.items() if "/" not in name}
                     window = _Window()
                 # Whoever is told to stop may have little time.
                 if (not stopping and self._measure(log)) or save:
@@ -169,8 +172,23 @@ class Trainer(Generic[RowT, BatchT]):
                 if stopping:
                     self.saver.wait()
                     raise RunStopped(self.step, self.saver.last)
-        shown = {name: value for name, value in self.figures.items() if "/" not in name}
-        return FitResult(self.step, self.seconds, shown, self.best)
+        return FitResult(self.step, self.seconds, self.figures, self.best)
+
+    def facts(self) -> dict[str, Any]:
+        """What `run.json` says of the run."""
+        return {
+            "stage": self.config.stage,
+            "step": self.step,
+            "steps": self.config.steps,
+            "resumed_from": self.resumed_from,
+            "seconds": round(self.seconds, 3),
+            "seed": self.config.seed,
+            "figures": self.figures,
+            "best": None if self.best is None else asdict(self.best),
+            "skipped_steps": self.guards.skipped,
+            "rejects": self.train.num_rejects,
+            "last_checkpoint": None if self.saver.last is None else str(self.saver.last),
+        }
 
     def validate(self) -> Figures:
         """Figures over the validation set and, where there are several, each of its sources."""
