@@ -74,11 +74,12 @@ def kill_in_prune(step: int, path: Path) -> None:
 
 
 def in_step(step: int, fault: Callable[[], object]) -> None:
-    """Let something happen in the middle of a step."""
+    """Let something happen in the middle of a step, when the checkpoint before it is complete."""
     plain = Trainer._update
 
     def update(self: Any, batches: Any) -> Any:
         if self.step + 1 == step:
+            self.saver.wait()
             fault()
         return plain(self, batches)
 
