@@ -8,8 +8,13 @@ import torch
 
 from vlm.errors import UserError
 
-# What torch says where the host's memory is out: there is no exception of its own for that.
-HOST_MESSAGES = ("can't allocate memory", "not enough memory", "bad allocation")
+# What torch says where it has no exception of its own for that: on the host, and in cuBLAS.
+MESSAGES = (
+    "can't allocate memory",
+    "not enough memory",
+    "bad allocation",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 @contextmanager
@@ -29,7 +34,7 @@ def memory_advice(
     except (torch.OutOfMemoryError, MemoryError) as error:
         problem: Exception = error
     except RuntimeError as error:
-        if not any(message in str(error) for message in HOST_MESSAGES):
+        if not any(message in str(error) for message in MESSAGES):
             raise
         problem = error
     else:

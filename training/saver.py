@@ -120,8 +120,7 @@ class Saver:
         Raises:
             UserError: no checkpoint is whole, or settings have changed, or it does not fit.
         """
-        path = newest_whole(self.folder, say) if is_first_rank() else None
-        path = gather(path)[0]
+        path = self._together(partial(newest_whole, self.folder, say), first=True)[0]
         if path is None:
             return None
         progress, config = read_state(path)

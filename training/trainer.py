@@ -203,10 +203,11 @@ class Trainer(Generic[RowT, BatchT]):
 
     def _make_step(self, window: "_Window", samples: SampleLog | None) -> None:
         started = time.perf_counter()
-        micro_batches = [next(self.batches) for _ in self.train.own_streams]
-        waited = time.perf_counter() - started
-        hosts = [batch.host for batch in micro_batches]
+        hosts: list[BatchT] = []
         with memory_advice(self.step + 1, lambda: _describe(hosts), lambda: self.saver.last):
+            micro_batches = [next(self.batches) for _ in self.train.own_streams]
+            waited = time.perf_counter() - started
+            hosts += [batch.host for batch in micro_batches]
             done = self._update(micro_batches)
         self.step += 1
         if samples is not None:
