@@ -27,6 +27,9 @@ Resume = Annotated[
     str | None,
     typer.Option(help="`auto` continues from the run folder's newest checkpoint, if any."),
 ]
+Force = Annotated[
+    bool, typer.Option("--force", help="With --resume: go on under changed settings.")
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show what would be trained, on what, and stop.")
 ]
@@ -37,10 +40,11 @@ def train_text(
     config: ConfigFile,
     overrides: Overrides = None,
     resume: Resume = None,
+    force: Force = False,
     dry_run: DryRun = False,
 ) -> None:
     """Train the decoder's self-attention stack on text."""
-    _train("text", config, overrides or [], resume, dry_run)
+    _train("text", config, overrides or [], resume, force, dry_run)
 
 
 @train.command("encoder")
@@ -48,10 +52,11 @@ def train_encoder(
     config: ConfigFile,
     overrides: Overrides = None,
     resume: Resume = None,
+    force: Force = False,
     dry_run: DryRun = False,
 ) -> None:
     """Train the vision encoder and a text tower on pictures and texts that belong together."""
-    _train("encoder", config, overrides or [], resume, dry_run)
+    _train("encoder", config, overrides or [], resume, force, dry_run)
 
 
 @train.command("align")
@@ -59,10 +64,11 @@ def train_align(
     config: ConfigFile,
     overrides: Overrides = None,
     resume: Resume = None,
+    force: Force = False,
     dry_run: DryRun = False,
 ) -> None:
     """Train the projector and the cross-attention blocks between a frozen encoder and decoder."""
-    _train("align", config, overrides or [], resume, dry_run)
+    _train("align", config, overrides or [], resume, force, dry_run)
 
 
 @train.command("finetune")
@@ -70,10 +76,11 @@ def train_finetune(
     config: ConfigFile,
     overrides: Overrides = None,
     resume: Resume = None,
+    force: Force = False,
     dry_run: DryRun = False,
 ) -> None:
     """Train everything, or LoRA adapters, on the assistant's turns."""
-    _train("finetune", config, overrides or [], resume, dry_run)
+    _train("finetune", config, overrides or [], resume, force, dry_run)
 
 
 @app.command("quickstart")
@@ -146,6 +153,7 @@ def _train(
     config_file: Path,
     overrides: list[str],
     resume: str | None,
+    force: bool,
     dry_run: bool,
 ) -> None:
     from training.config import TrainConfig
@@ -153,6 +161,8 @@ def _train(
 
     if resume not in (None, "auto"):
         raise UserError(f"--resume takes auto, not {resume!r}")
+    if force and resume is None:
+        raise UserError("--force goes on under changed settings: it needs --resume auto")
     config = load_config(TrainConfig, config_file, overrides)
     if config.stage != stage:
         raise UserError(
@@ -164,5 +174,10 @@ def _train(
         print(describe_run(config))
         return
     from training.run import train_stage
+    from training.signals import STOPPED_EXIT_CODE, RunStopped
 
-    train_stage(config, resume=resume == "auto")
+    try:
+        train_stage(config, resume=resume == "auto", force=force)
+    except RunStopped as stopped:
+        print(stopped)
+        raise typer.Exit(STOPPED_EXIT_CODE) from None

@@ -60,13 +60,14 @@ def make_plan(config: TrainConfig) -> Plan:
     accelerator = build_accelerator(config)
     rehearsal = Rehearsal()
     setup = build_setup(config, partial(rehearsal.making, accelerator.device))
-    freeze(setup.stage, parts_of(setup.modules))
+    parts = parts_of(setup.modules)
+    freeze(setup.stage, parts)
     recomputed = recompute_blocks(setup.modules, config.memory)
     batch, num_batches = next(setup.train.batches()), len(setup.train.own_streams)
     memory = rehearsal.step(
         setup.objective,
         setup.modules,
-        build_optimizer(setup.modules.values(), config.optim),
+        build_optimizer(setup.modules.values(), config.optim, parts),
         batch,
         accelerator.device,
         accelerator.autocast,

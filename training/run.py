@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,11 @@ from data.rejects import REJECTS_NAME, RejectFile
 from data.shards import ShardSet
 from encoders.text import build_text_tower
 from training.config import TrainConfig
+from training.determinism import deterministic
 from training.distributed import num_ranks, rank, streams_of_step
+from training.evaluation import Questions, Validation
 from training.flops import StepFlops
+from training.lock import locked
 from training.lora import Making, adapter_tensors, add_adapters, set_dtypes
 from training.memory import recompute_blocks
 from training.metrics import MetricsLog
@@ -30,10 +33,15 @@ from training.objectives import Contrastive, ContrastiveHead, NextToken, Objecti
 from training.optim import build_optimizer
 from training.parents import check_parents, check_weights, load_parents, tokenizer_folder
 from training.sample_log import SampleLog
+from training.signals import StopSignals
 from training.stages import STAGES, Stage, freeze, parts_of, stage_of
+from training.state import Best
+from training.summary import summarised
+from training.trackers import check_trackers
 from training.trainer import FitResult, Trainer
 from training.utilisation import Utilisation, peak_flops
 from vlm.adapters.folder import AdapterConfig, save_adapter
+from vlm.api import Model
 from vlm.chat.processor import Processor
 from vlm.config import dump_config
 from vlm.errors import UserError
@@ -43,6 +51,7 @@ from vlm.weights.folder import ADAPTER_FILE, FORMAT, FolderConfig, save_folder
 from vlm.weights.folder import CONFIG_FILE as FOLDER_CONFIG_FILE
 
 CONFIG_FILE = "train.yaml"
+BEST_FOLDER = "best"
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,8 @@ class Setup:
     modules: Mapping[str, nn.Module]
     objective: Objective[Any]
     train: Loader[Any, Any]
-    validation: Loader[Any, Any] | None
+    validation: Validation | None
+    questions: Questions | None
     notes: tuple[str, ...] = ()
     adapter: AdapterConfig | None = None
 
@@ -73,52 +83,78 @@ def train_stage(config: TrainConfig, resume: bool = False, force: bool = False) 
         force: also under a configuration that has changed since.
     Raises:
         UserError: a parent does not match, the data is unusable, or the run folder is taken.
+        RunStopped: a signal ended the run, which can be resumed.
     """
     _check_run_folder(config.out, resume)
-    torch.manual_seed(config.seed)
-    accelerator = build_accelerator(config)
-    setup = build_setup(config)
-    for module in setup.modules.values():
-        module.to(accelerator.device)
-    freeze(setup.stage, parts_of(setup.modules))
-    recomputed = recompute_blocks(setup.modules, config.memory)
-    trainer = Trainer(
-        config,
-        accelerator,
-        setup.modules,
-        setup.objective,
-        build_optimizer(setup.modules.values(), config.optim),
-        setup.train,
-        None if setup.validation is None else partial(_validation_batches, setup),
-        run_identity(setup),
-        build_utilisation(StepFlops(setup.modules, recomputed), accelerator),
-    )
+    check_trackers(config.trackers)
+    with deterministic(config.deterministic):
+        torch.manual_seed(config.seed)
+        accelerator = build_accelerator(config)
+        setup = build_setup(config)
+        for module in setup.modules.values():
+            module.to(accelerator.device)
+        parts = parts_of(setup.modules)
+        freeze(setup.stage, parts)
+        recomputed = recompute_blocks(setup.modules, config.memory)
+        trainer = Trainer(
+            config,
+            accelerator,
+            setup.modules,
+            setup.objective,
+            build_optimizer(setup.modules.values(), config.optim, parts),
+            setup.train,
+            setup.validation,
+            run_identity(setup),
+            setup.questions,
+            build_utilisation(StepFlops(setup.modules, recomputed), accelerator),
+        )
+        with locked(config.out):
+            _check_run_folder(config.out, resume)
+            return _train(setup, trainer, resume, force)
+
+
+def _train(setup: Setup, trainer: Trainer[Any, Any], resume: bool, force: bool) -> FitResult:
+    config = setup.config
     notes: list[str] = []
     resumed = resume and trainer.resume(notes.append, force)
-    config.out.mkdir(parents=True, exist_ok=True)
+    if resumed:
+        notes.append(f"resumed from {trainer.saver.last} at step {trainer.step}")
+    elif resume:
+        notes.append(f"no checkpoint in {trainer.saver.folder}; starting anew")
     (config.out / CONFIG_FILE).write_text(dump_config(config))
     with ExitStack() as stack:
-        log = stack.enter_context(MetricsLog(config.out, config.stage, config.steps, trainer.step))
+        stop = stack.enter_context(StopSignals())
+        first_step = trainer.step
+        stack.enter_context(summarised(config.out, trainer.facts))
+        log = stack.enter_context(
+            MetricsLog(config.out, config.stage, config.steps, first_step, config.trackers)
+        )
         samples = None
         if config.data.log_samples:
-            samples = stack.enter_context(closing(SampleLog(config.out, trainer.step)))
-        log.message(describe_parts(setup))
-        for note in notes:
-            log.message(note)
-        if resumed:
-            log.message(f"resumed from {trainer.saver.last} at step {trainer.step}")
-        elif resume:
-            log.message(f"no checkpoint in {trainer.saver.folder}; starting anew")
+            samples = stack.enter_context(closing(SampleLog(config.out, first_step)))
+        for line in (describe_parts(setup), *notes):
+            log.message(line)
         setup.train.on_reject = RejectFile(config.out).add
-        result = trainer.fit(log, samples)
+        result = trainer.fit(log, samples, stop)
         if setup.train.rejects:
             first = setup.train.rejects[0]
             log.message(
                 f"{setup.train.num_rejects} samples rejected, see {config.out / REJECTS_NAME}; "
                 f"the first: {first.key}: {first.reason}"
             )
-    _save_model(setup, result)
+        with trainer.written_weights():
+            _save_model(setup, config.out, result)
+        if result.best is not None and result.best.step < result.steps:
+            _save_best(setup, trainer, result, result.best)
     return result
+
+
+def _save_best(setup: Setup, trainer: Trainer[Any, Any], result: FitResult, best: Best) -> None:
+    """Write the best step's model beside the last one's, whose weights it takes over."""
+    trainer.saver.payload.restore_weights(trainer.saver.path(best.step))
+    with trainer.written_weights():
+        found = replace(result, steps=best.step, figures={best.figure: best.value})
+        _save_model(setup, setup.config.out / BEST_FOLDER, found)
 
 
 def build_setup(config: TrainConfig, making: Making | None = None) -> Setup:
@@ -153,7 +189,8 @@ def build_setup(config: TrainConfig, making: Making | None = None) -> Setup:
         assert isinstance(objective, NextToken)
         notes += add_adapters(objective.model, config.lora, making)
         if making is None:
-            adapter = AdapterConfig.on(cast(Path, config.init_from.model), config.lora)
+            assert config.init_from.model is not None
+            adapter = AdapterConfig.on(config.init_from.model, config.lora)
     data = config.data
     if config.stage == "encoder":
         encode: Any = PairEncoder(processor, data.max_tokens, data.draft)
@@ -172,9 +209,17 @@ def build_setup(config: TrainConfig, making: Making | None = None) -> Setup:
     )
     validation = None
     if data.validation:
-        held_out = [ShardSet.open(location) for location in data.validation]
-        validation = make(held_out, shuffle=False)
-    return Setup(config, stage, processor, modules, objective, train, validation, notes, adapter)
+        validation = Validation.open(
+            data.validation, partial(make, shuffle=False), config.validation_batches
+        )
+    questions = None
+    if config.evaluate is not None:
+        assert isinstance(objective, NextToken)
+        # The model belongs to no folder yet but the run's.
+        questions = Questions(Model(objective.model, processor, config.out), config.evaluate)
+    return Setup(
+        config, stage, processor, modules, objective, train, validation, questions, notes, adapter
+    )
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
@@ -205,8 +250,10 @@ def run_identity(setup: Setup) -> dict[str, Any]:
     """What must be equal for a checkpoint to be continued: all but where and how often we log."""
     free = {"out", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "device"}
     free |= {"memory"}  # what is recomputed is the same to the bit
+    free |= {"keep_best", "evaluate", "trackers"}
     identity = setup.config.model_dump(mode="json", exclude=free)
     del identity["data"]["num_workers"]  # the order of samples does not depend on it
+    del identity["optim"]["max_skipped_steps"]
     if setup.adapter is not None:
         identity["base_sha256"] = setup.adapter.base.sha256
     identity["manifests"] = [source.fingerprint for source in setup.train.sources]
@@ -277,16 +324,6 @@ def _texts(sources: Iterable[ShardSet]) -> Iterator[str]:
             yield from (message.text for message in raw.sample.messages)
 
 
-def _validation_batches(setup: Setup) -> Iterator[Any]:
-    """The first `validation_batches` of the validation set, the same ones each time."""
-    loader = setup.validation
-    assert loader is not None
-    for index, batch in enumerate(loader.one_epoch()):
-        if index == setup.config.validation_batches:
-            return
-        yield batch
-
-
 def _check_run_folder(out: Path, resume: bool) -> None:
     if not resume and (out / CONFIG_FILE).exists():
         raise UserError(
@@ -299,10 +336,11 @@ def _check_run_folder(out: Path, resume: bool) -> None:
         )
 
 
-def _save_model(setup: Setup, result: FitResult) -> None:
+def _save_model(setup: Setup, folder: Path, result: FitResult) -> None:
     config = setup.config
     parents = {name: str(path) for name, path in config.init_from if path is not None}
-    loaders = {"train": setup.train, "validation": setup.validation}
+    held_out = None if setup.validation is None else setup.validation.together
+    loaders = {"train": setup.train, "validation": held_out}
     data = {
         split: [
             {"folder": source.location, "manifest_sha256": source.fingerprint}
@@ -322,10 +360,10 @@ def _save_model(setup: Setup, result: FitResult) -> None:
     }
     if setup.adapter is not None:
         tensors = adapter_tensors(setup.modules)
-        save_adapter(config.out, setup.adapter, config.model, tensors, provenance)
+        save_adapter(folder, setup.adapter, config.model, tensors, provenance)
         return
     save_folder(
-        config.out,
+        folder,
         FolderConfig(
             format=FORMAT,
             stage=config.stage,

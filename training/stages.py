@@ -18,7 +18,7 @@ Part = Literal[
     "projector",
     "cross-attention",
     "decoder",
-    "gates",
+    "cross-attention gates",
     "encoder LoRA",
     "projector LoRA",
     "cross-attention LoRA",
@@ -86,7 +86,9 @@ STAGES: Mapping[StageName, Stage] = MappingProxyType(
 )
 
 # The finetune stage with adapters. Its folder holds no component of a model.
-LORA = replace(STAGES["finetune"], trained=("gates", *ADAPTERS.values()), components=())
+LORA = replace(
+    STAGES["finetune"], trained=("cross-attention gates", *ADAPTERS.values()), components=()
+)
 
 
 def stage_of(config: TrainConfig) -> Stage:
@@ -119,7 +121,7 @@ def parts_of(components: Mapping[str, nn.Module]) -> dict[Part, dict[str, nn.Par
             if MATRIX in name:
                 part = ADAPTERS[part]
             elif adapted and parameter in crossing and name.endswith(GATES):
-                part = "gates"
+                part = "cross-attention gates"
             parts.setdefault(part, {})[f"{component}.{name}"] = parameter
     return parts
 

@@ -28,9 +28,10 @@ STATE_FILE = "state.json"
 
 @dataclass(frozen=True)
 class Best:
-    """The step whose figure was the best so far, and the figure."""
+    """The step whose figure was the best so far."""
 
     step: int
+    figure: str
     value: float
 
 
@@ -45,8 +46,8 @@ class Progress:
     step: int
     loader: LoaderState
     seconds: float
-    best: Best | None = None
-    guards: Mapping[str, Any] | None = None
+    best: Best | None
+    guards: Mapping[str, Any]
 
 
 class Snapshot(Protocol):
@@ -75,6 +76,10 @@ class Payload(Protocol):
         Raises:
             UserError: a tensor is missing, left over, or of another shape.
         """
+        ...
+
+    def restore_weights(self, folder: Path) -> None:
+        """Take the weights and their averages only."""
         ...
 
 
@@ -131,14 +136,15 @@ class WholePayload:
             UserError: a weight is missing, left over, or of another shape.
         """
         tensors = read_tensors(folder / TENSORS_FILE)
-        self.restore_weights(folder, tensors)
+        self._take_weights(folder, tensors)
         _restore_optimizer(self.optimizer, tensors)
         restore_random(tensors)
 
-    def restore_weights(self, folder: Path, tensors: Mapping[str, Tensor] | None = None) -> None:
+    def restore_weights(self, folder: Path) -> None:
         """Take the weights and their averages only."""
-        if tensors is None:
-            tensors = read_tensors(folder / TENSORS_FILE)
+        self._take_weights(folder, read_tensors(folder / TENSORS_FILE))
+
+    def _take_weights(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
         stored = {name: t for name, t in tensors.items() if name.startswith(("model.", "ema."))}
         places = self._places()
         problems = mismatches(_shapes(places), _shapes(stored))

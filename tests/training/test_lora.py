@@ -210,7 +210,7 @@ def test_a_run_ends_in_an_adapter_folder_that_answers(
     }
     parts = ("encoder", "projector", "cross-attention", "decoder")
     assert table == {
-        "gates": "trained",
+        "cross-attention gates": "trained",
         **dict.fromkeys(parts, "frozen"),
         **{f"{part} LoRA": "trained" for part in parts},
     }
