@@ -1,6 +1,6 @@
 """Adapters on a frozen base, put there by peft; the gates of cross-attention learn with them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -18,14 +18,14 @@ Making = Callable[[], AbstractContextManager[None]]
 NAME = "default"
 
 
-def set_dtypes(model: nn.Module, config: LoraConfig) -> None:
+def set_dtypes(modules: Iterable[nn.Module], config: LoraConfig) -> None:
     """Give the weights of a base, which need have no numbers yet, the dtypes they are held in.
 
     Vectors and gates are float32 in any case.
     """
     if config.base_weights == "float32":
         return
-    for module in model.modules():
+    for module in (module for root in modules for module in root.modules()):
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.dim() > 1:
                 setattr(module, name, nn.Parameter(parameter.detach().to(torch.bfloat16)))

@@ -178,19 +178,15 @@ def build_setup(config: TrainConfig, making: Making | None = None) -> Setup:
     with _place_of_birth(config, making):
         modules, objective = build(config, processor)
         if config.lora is not None:
-            for module in modules.values():
-                set_dtypes(module, config.lora)
+            set_dtypes(modules.values(), config.lora)
     if config.lora is not None and making is None:
         for module in modules.values():
             module.to_empty(device="cpu")
     notes = load_parents(config, modules) if making is None else check_weights(config, modules)
     adapter = None
     if config.lora is not None:
-        assert isinstance(objective, NextToken)
-        notes += add_adapters(objective.model, config.lora, making)
-        if making is None:
-            assert config.init_from.model is not None
-            adapter = AdapterConfig.on(config.init_from.model, config.lora)
+        adapter, added = _adapt(config, objective, making)
+        notes += added
     data = config.data
     if config.stage == "encoder":
         encode: Any = PairEncoder(processor, data.max_tokens, data.draft)
@@ -272,6 +268,17 @@ def describe_parts(setup: Setup) -> str:
         lines.append(f"  {part:<{width}} {count:>14,}  {state}")
     lines += setup.notes
     return "\n".join(lines)
+
+
+def _adapt(
+    config: TrainConfig, objective: Objective[Any], making: Making | None
+) -> tuple[AdapterConfig | None, tuple[str, ...]]:
+    """Put adapters onto the base; return what they are on, unless this is a rehearsal, and notes."""
+    assert config.lora is not None and config.init_from.model is not None
+    assert isinstance(objective, NextToken)
+    notes = add_adapters(objective.model, config.lora, making)
+    on = None if making is not None else AdapterConfig.on(config.init_from.model, config.lora)
+    return on, notes
 
 
 def _place_of_birth(config: TrainConfig, making: Making | None) -> AbstractContextManager[Any]:
