@@ -273,7 +273,7 @@ def describe_parts(setup: Setup) -> str:
 def _adapt(
     config: TrainConfig, objective: Objective[Any], making: Making | None
 ) -> tuple[AdapterConfig | None, tuple[str, ...]]:
-    """Put adapters onto the base; return what they are on, unless this is a rehearsal, and notes."""
+    """Put adapters onto the base; return what they are on (none in a rehearsal), and notes."""
     assert config.lora is not None and config.init_from.model is not None
     assert isinstance(objective, NextToken)
     notes = add_adapters(objective.model, config.lora, making)
