@@ -115,7 +115,6 @@ CASES = {
     "text recomputed": ("text", {"memory": {"recompute": ["decoder"]}}),
     "align recomputed": ("align", {"memory": {"recompute": ["decoder"]}}),
     "finetune recomputed": ("finetune", {"memory": {"recompute": ["encoder", "decoder"]}}),
-    "every other": ("finetune", {"memory": {"recompute": ["decoder"], "recompute_every": 2}}),
 }
 
 
