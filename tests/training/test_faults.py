@@ -1,6 +1,6 @@
 """FAULTS.md, training and checkpoints: each fault for real, and what is not lost.
 
-Row 14 is in test_parallel_faults.py, row 17 in test_lora.py.
+Row 14 is in test_launch.py, row 17 in test_lora.py.
 """
 
 import json
