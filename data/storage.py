@@ -382,14 +382,23 @@ def _tag(info: dict[str, Any]) -> str:
     return " ".join(f"{tag}={info[tag]}" for tag in tags if tag in info)
 
 
+def _status(error: Exception) -> int | None:
+    """The HTTP status that an error stands for; its name differs between the clients."""
+    for name in ("status", "code"):
+        value = getattr(error, name, None)
+        if isinstance(value, int):
+            return value
+    return None
+
+
 def _is_past_end(error: Exception) -> bool:
     """Whether a range was refused because the file ends before it."""
-    return getattr(error, "status", None) == 416 or getattr(error, "errno", None) == errno.EINVAL
+    return _status(error) == 416 or getattr(error, "errno", None) == errno.EINVAL
 
 
 def _may_pass(error: Exception) -> bool:
-    status = getattr(error, "status", None)
-    if isinstance(status, int) and 400 <= status < 500:
+    status = _status(error)
+    if status is not None and 400 <= status < 500:
         return status in PASSING_STATUSES
     return (
         not isinstance(error, PermissionError | ImportError | ValueError)
@@ -398,7 +407,7 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    status = getattr(error, "status", None)
+    status = _status(error)
     if status is not None:
         return f"status {status}"
     detail = getattr(error, "strerror", None) or str(error).partition("\n")[0]

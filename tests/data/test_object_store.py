@@ -110,3 +110,21 @@ def test_a_folder_that_is_not_there_is_missing(s3: str, web: Any, tmp_path: Path
     web.listings["bucket"] = LISTING.format("").encode()
     with pytest.raises(MissingFile, match=r"holds no manifest\.json"):
         ShardSet.open(f"{s3}/nothing", QUICK)
+
+
+def test_ranges_of_google_cloud_storage(web: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Else it asks over gRPC, which this server does not speak, what kind of bucket there is.
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    pytest.importorskip("gcsfs", reason="the cloud extra is not installed")
+    monkeypatch.setitem(conf, "gs", {"token": "anon", "endpoint_url": web.url})
+    monkeypatch.setattr(storage, "_filesystems", dict(storage._filesystems))
+    objects = web.folder / "download/storage/v1/b/bucket/o"
+    objects.mkdir(parents=True)
+    (objects / "a").write_bytes(b"abcdef")
+    web.faults["download/storage/v1/b/bucket/o/a"] = [503]
+    spans = [("a", 1, 4), ("none", 0, 3), ("a", 9, 12)]
+    wanted = [ByteRange(f"gs://bucket/{name}", start, end) for name, start, end in spans]
+    assert read_ranges(wanted, Patience(5.0, 2, 0.01)) == [b"bcd", None, b""]
+    web.faults["download/storage/v1/b/bucket/o/a"] = [403] * 9
+    with pytest.raises(StorageError, match="Forbidden"):
+        read_ranges(wanted[:1], Patience(5.0, 2, 0.01))
