@@ -1,4 +1,4 @@
-"""`vlm train` and `vlm quickstart`."""
+"""`vlm train`, `vlm quickstart`, and what `vlm convert` makes of a training run."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -6,10 +6,12 @@ from typing import Annotated, Literal
 import typer
 
 from vlm.errors import UserError
+from vlm.weights.commands import convert
 
 app = typer.Typer(help="Train models.", no_args_is_help=True, add_completion=False)
 train = typer.Typer(help="Train one stage from its configuration.", no_args_is_help=True)
 app.add_typer(train, name="train")
+app.add_typer(convert, name="convert")
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="The stage's YAML file.")]
 Overrides = Annotated[
@@ -86,6 +88,19 @@ def quickstart(
     run_quickstart(out, seed, minutes)
 
 
+@convert.command("checkpoint")
+def checkpoint(
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run's folder, or one of its checkpoints.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that is new, or empty.")],
+) -> None:
+    """Write a whole model folder of a checkpoint: of a run's newest, or of the one named."""
+    from training.conversion import convert_checkpoint
+
+    print(f"{convert_checkpoint(source, out)} -> {out}")
+
+
 def _train(
     stage: Literal["text", "encoder", "align", "finetune"],
     config_file: Path,
@@ -108,6 +123,17 @@ def _train(
 
         print(describe_run(config))
         return
+    from training.launch import end_with_launcher, is_worker, launch, processes_wanted
+
+    processes = processes_wanted(config)
+    if processes > 1:
+        options = [] if resume is None else ["--resume", resume]
+        command = ["train", stage, "--config", str(config_file), *overrides, *options]
+        raise typer.Exit(launch(processes, command))
+    if is_worker():
+        end_with_launcher()
+    from training.distributed import leave_ranks
     from training.run import train_stage
 
     train_stage(config, resume=resume == "auto")
+    leave_ranks()

@@ -14,14 +14,15 @@ from training.muon import Muon
 def build_optimizer(modules: Iterable[nn.Module], config: OptimConfig) -> torch.optim.AdamW:
     """The optimizer of the parameters that require gradients; vectors and gates do not decay.
 
-    A group's learning rate is the schedule's times its `rate_factor`; parameters of shape (1,) are
-    tanh gates and form a group of their own. Under `muon` so do the hidden weights.
+    A group's learning rate is the schedule's times its `rate_factor`; tanh gates form a group of
+    their own. Under `muon` so do the hidden weights.
     """
     modules = list(modules)
     hidden = _hidden_weights(modules) if config.kind == "muon" else set()
     trained = [p for module in modules for p in module.parameters() if p.requires_grad]
-    gates = [p for p in trained if p.shape == (1,)]
-    vectors = [p for p in trained if p.dim() < 2 and p.shape != (1,)]
+    tanh_gates = _gates(modules)
+    gates = [p for p in trained if p in tanh_gates]
+    vectors = [p for p in trained if p.dim() < 2 and p not in tanh_gates]
     matrices = [p for p in trained if p.dim() >= 2 and p not in hidden]
     groups = [
         _group(matrices, decay=config.weight_decay),
@@ -58,6 +59,15 @@ def _hidden_weights(modules: Iterable[nn.Module]) -> set[Tensor]:
         for module in modules
         for name, layer in module.named_modules()
         if isinstance(layer, nn.Linear | nn.Conv2d) and name != "lm_head"
+    }
+
+
+def _gates(modules: Iterable[nn.Module]) -> set[Tensor]:
+    return {
+        parameter
+        for module in modules
+        for name, parameter in module.named_parameters()
+        if parameter.shape == (1,) and "gate" in name.rpartition(".")[2]
     }
 
 

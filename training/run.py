@@ -3,13 +3,16 @@
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
 from data.collate import collate_chats, collate_pairs
@@ -21,11 +24,13 @@ from data.shards import ShardSet
 from encoders.text import build_text_tower
 from encoders.vit import VisionEncoder
 from training.config import TrainConfig
-from training.distributed import num_ranks, rank, streams_of_step
-from training.metrics import MetricsLog
-from training.objectives import Contrastive, ContrastiveHead, NextToken, Objective
+from training.distributed import is_first_rank, num_ranks, rank, streams_of_step
+from training.metrics import MetricsLog, NoLog
+from training.objectives import Contrastive, ContrastiveHead, NextToken, Objective, TwoTowers
 from training.optim import build_optimizer
+from training.parallel import parallelise
 from training.sample_log import SampleLog
+from training.sharded import gather_whole
 from training.stages import STAGES, Stage, freeze, parts_of
 from training.trainer import FitResult, Trainer
 from vlm.chat.processor import Processor
@@ -39,10 +44,11 @@ from vlm.weights.folder import (
     FORMAT,
     FolderConfig,
     check_same_config,
+    component_tensors,
     is_model_folder,
     load_component,
     read_component,
-    save_folder,
+    write_folder,
 )
 from vlm.weights.graft import graft_llm
 from vlm.weights.sections import read_section
@@ -71,7 +77,7 @@ class Setup:
 
 
 def train_stage(config: TrainConfig, resume: bool = False, force: bool = False) -> FitResult:
-    """Run one stage and write its model folder to `config.out`.
+    """Run one stage and write its model folder to `config.out`. All ranks call it.
 
     Args:
         resume: go on from the newest whole checkpoint, if there is any.
@@ -82,10 +88,11 @@ def train_stage(config: TrainConfig, resume: bool = False, force: bool = False) 
     _check_run_folder(config.out, resume)
     torch.manual_seed(config.seed)
     accelerator = build_accelerator(config)
+    accelerator.wait_for_everyone()  # nobody writes before all have looked into the folder
     setup = build_setup(config)
-    for module in setup.modules.values():
-        module.to(accelerator.device)
     freeze(setup.stage, parts_of(setup.modules))
+    parts = describe_parts(setup)
+    parallel = parallelise(config.parallel, accelerator, setup.objective)
     trainer = Trainer(
         config,
         accelerator,
@@ -95,17 +102,23 @@ def train_stage(config: TrainConfig, resume: bool = False, force: bool = False) 
         setup.train,
         None if setup.validation is None else partial(_validation_batches, setup),
         run_identity(setup),
+        parallel,
     )
     notes: list[str] = []
     resumed = resume and trainer.resume(notes.append, force)
-    config.out.mkdir(parents=True, exist_ok=True)
-    (config.out / CONFIG_FILE).write_text(dump_config(config))
+    if is_first_rank():
+        _begin_run_folder(setup)
     with ExitStack() as stack:
-        log = stack.enter_context(MetricsLog(config.out, config.stage, config.steps, trainer.step))
+        log: MetricsLog | NoLog = NoLog()
+        if is_first_rank():
+            log = MetricsLog(config.out, config.stage, config.steps, trainer.step)
+            stack.enter_context(log)
         samples = None
         if config.data.log_samples:
             samples = stack.enter_context(closing(SampleLog(config.out, trainer.step)))
-        log.message(describe_parts(setup))
+        log.message(parts)
+        if num_ranks() > 1:
+            log.message(f"{parallel}, on {accelerator.device.type}")
         for note in notes:
             log.message(note)
         if resumed:
@@ -121,6 +134,7 @@ def train_stage(config: TrainConfig, resume: bool = False, force: bool = False) 
                 f"the first: {first.key}: {first.reason}"
             )
     _save_model(setup, result)
+    accelerator.wait_for_everyone()
     return result
 
 
@@ -160,12 +174,16 @@ def build_setup(config: TrainConfig) -> Setup:
     validation = None
     if data.validation:
         held_out = [ShardSet.open(location) for location in data.validation]
-        validation = make(held_out, shuffle=False)
+        streams = {"num_streams": num_ranks(), "rank": rank(), "num_ranks": num_ranks()}
+        validation = make(held_out, shuffle=False, **streams)
     return Setup(config, stage, processor, modules, objective, train, validation, notes)
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
-    """Device placement and precision through accelerate."""
+    """Device placement, precision and the group of processes through accelerate.
+
+    A process that a launcher has started (torchrun, `accelerate launch`) joins the others here.
+    """
     cuda = torch.cuda.is_available()
     if config.device == "cuda" and not cuda:
         raise UserError("device is cuda, but torch sees no CUDA device; set device=auto or cpu")
@@ -175,12 +193,19 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     )
     # accelerate has one state a process; the stages of a process may differ in precision.
     AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(cpu=use_cpu, mixed_precision="bf16" if bf16 else "no")
+    group = InitProcessGroupKwargs(
+        # Checkpoints, and weights that are offloaded, are exchanged on the host.
+        backend="gloo" if use_cpu else "cuda:nccl,cpu:gloo",
+        timeout=timedelta(seconds=config.parallel.timeout_s),
+    )
+    precision = "bf16" if bf16 else "no"
+    return Accelerator(cpu=use_cpu, mixed_precision=precision, kwargs_handlers=[group])
 
 
 def run_identity(setup: Setup) -> dict[str, Any]:
     """What must be equal for a checkpoint to be continued: all but where and how often we log."""
     free = {"out", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "device"}
+    free |= {"parallel"}
     identity = setup.config.model_dump(mode="json", exclude=free)
     del identity["data"]["num_workers"]  # the order of samples does not depend on it
     identity["manifests"] = [source.fingerprint for source in setup.train.sources]
@@ -208,7 +233,8 @@ def _contrastive_objects(
     tower_config = config.contrastive.text_tower
     text_tower = build_text_tower(tower_config, tokenizer.pad_id, tokenizer.eot_id)
     head = ContrastiveHead(config.contrastive, config.model.vision.output_size)
-    objective = Contrastive(encoder, text_tower, head, config.contrastive, tokenizer.pad_id)
+    model = TwoTowers(encoder, text_tower, head)
+    objective = Contrastive(model, config.contrastive, tokenizer.pad_id)
     modules = {"encoder": encoder, "text_tower": text_tower, "contrastive_head": head}
     return modules, objective
 
@@ -218,8 +244,11 @@ def _language_objects(
 ) -> tuple[dict[str, nn.Module], Objective[Any]]:
     model = VisionLanguageModel(config.model, processor.tokenizer.image_id)
     kept = STAGES[config.stage].components
-    objective = NextToken(model, pictures=config.stage != "text")
-    return {name: getattr(model, name) for name in kept}, objective
+    modules = {name: getattr(model, name) for name in kept}
+    for name, _ in list(model.named_children()):
+        if name not in kept:  # a stage without pictures would share and move them for nothing
+            delattr(model, name)
+    return modules, NextToken(model, pictures=config.stage != "text")
 
 
 def _load_parents(config: TrainConfig, modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
@@ -302,13 +331,20 @@ def _texts(sources: Iterable[ShardSet]) -> Iterator[str]:
 
 
 def _validation_batches(setup: Setup) -> Iterator[Any]:
-    """The first `validation_batches` of the validation set, the same ones each time."""
-    loader = setup.validation
-    assert loader is not None
-    for index, batch in enumerate(loader.one_epoch()):
-        if index == setup.config.validation_batches:
-            return
-        yield batch
+    """This rank's share of `validation_batches`, the first of its set, the same ones each time."""
+    assert setup.validation is not None
+    limit = setup.config.validation_batches
+    if limit is not None:
+        limit = len(range(rank(), limit, num_ranks()))
+    return islice(setup.validation.one_epoch(), limit)
+
+
+def _begin_run_folder(setup: Setup) -> None:
+    """Write what says how to read a checkpoint of the run."""
+    out = setup.config.out
+    out.mkdir(parents=True, exist_ok=True)
+    (out / CONFIG_FILE).write_text(dump_config(setup.config))
+    setup.processor.save(out)
 
 
 def _check_run_folder(out: Path, resume: bool) -> None:
@@ -324,8 +360,11 @@ def _check_run_folder(out: Path, resume: bool) -> None:
 
 
 def _save_model(setup: Setup, result: FitResult) -> None:
-    config = setup.config
-    parents = {name: str(path) for name, path in config.init_from if path is not None}
+    """Write the model folder, on the first rank; the others give it their parts of the weights."""
+    components = {name: setup.modules[name] for name in setup.stage.components}
+    tensors = gather_whole(component_tensors(components))
+    if not is_first_rank():
+        return
     loaders = {"train": setup.train, "validation": setup.validation}
     data = {
         split: [
@@ -334,25 +373,34 @@ def _save_model(setup: Setup, result: FitResult) -> None:
         ]
         for split, loader in loaders.items()
     }
-    save_folder(
-        config.out,
-        FolderConfig(
-            format=FORMAT,
-            stage=config.stage,
-            components=setup.stage.components,
-            model=config.model,
-            text_tower=config.contrastive.text_tower if config.contrastive else None,
-        ),
-        {name: setup.modules[name] for name in setup.stage.components},
+    provenance = {**describe_origin(setup.config, result.steps), "figures": dict(result.figures)}
+    write_folder(
+        setup.config.out,
+        folder_config(setup.config),
+        tensors,
         setup.processor,
-        {
-            "stage": config.stage,
-            "steps": result.steps,
-            "seed": config.seed,
-            "figures": dict(result.figures),
-            "parents": parents,
-            "data": data,
-            "commit": commit(),
-            "versions": library_versions(),
-        },
+        {**provenance, "data": data},
     )
+
+
+def folder_config(config: TrainConfig) -> FolderConfig:
+    """What a stage's model folder says of its tensors."""
+    return FolderConfig(
+        format=FORMAT,
+        stage=config.stage,
+        components=STAGES[config.stage].components,
+        model=config.model,
+        text_tower=config.contrastive.text_tower if config.contrastive else None,
+    )
+
+
+def describe_origin(config: TrainConfig, steps: int) -> dict[str, Any]:
+    """Where a stage's weights come from, for a model folder's provenance."""
+    return {
+        "stage": config.stage,
+        "steps": steps,
+        "seed": config.seed,
+        "parents": {name: str(path) for name, path in config.init_from if path is not None},
+        "commit": commit(),
+        "versions": library_versions(),
+    }

@@ -16,10 +16,11 @@ from data.batches import Row
 from data.loader import Loader, LoaderState
 from data.prefetch import Prefetch, Staged
 from training.config import TrainConfig
-from training.distributed import gather, share_of_step, sum_over_ranks
-from training.metrics import MetricsLog
+from training.distributed import clip_gradients, gather, in_step, share_of_step, sum_over_ranks
+from training.metrics import MetricsLog, NoLog
 from training.objectives import Objective
 from training.optim import learning_rate
+from training.parallel import Parallel
 from training.sample_log import SampleLog
 from training.saver import Saver
 from training.state import Progress, WholePayload
@@ -62,6 +63,7 @@ class Trainer(Generic[RowT, BatchT]):
     Args:
         modules: everything with parameters, frozen or not, by name; what a checkpoint holds.
         identity: what must not change between a checkpoint and the run that resumes it.
+        parallel: how the objective's model is shared; None where it is whole and alone.
     """
 
     def __init__(
@@ -74,11 +76,13 @@ class Trainer(Generic[RowT, BatchT]):
         train: Loader[RowT, BatchT],
         validation: Callable[[], Iterable[BatchT]] | None,
         identity: Mapping[str, Any],
+        parallel: Parallel | None = None,
     ) -> None:
         self.config = config
         self.accelerator = accelerator
         self.modules = modules
         self.objective = objective
+        self.parallel = parallel or Parallel("none", objective.model)
         self.optimizer = optimizer
         self.train = train
         self.batches: Prefetch[BatchT, LoaderState] = Prefetch(train, accelerator.device)
@@ -107,7 +111,7 @@ class Trainer(Generic[RowT, BatchT]):
         self.train.state = progress.loader
         return True
 
-    def fit(self, log: MetricsLog, samples: SampleLog | None = None) -> FitResult:
+    def fit(self, log: MetricsLog | NoLog, samples: SampleLog | None = None) -> FitResult:
         """Train up to `config.steps`; return the last figures."""
         config = self.config
         window = _Window()
@@ -126,8 +130,9 @@ class Trainer(Generic[RowT, BatchT]):
             window.add(loss, [batch.host for batch in micro_batches], elapsed)
             # At checkpoints too, so that a resumed run's averages cover the same steps.
             if self.step % config.log_every == 0 or self._due(config.checkpoint_every):
+                figures = window.figures(self.accelerator.device)
                 rate = self.optimizer.param_groups[0]["lr"]
-                figures = {**window.figures(), "learning_rate": rate, "gradient_norm": norm}
+                figures = {**figures, "learning_rate": rate, "gradient_norm": norm}
                 log.record(self.step, "train", figures)
                 window = _Window()
             if self._due(config.validate_every) and self.validation is not None:
@@ -146,8 +151,10 @@ class Trainer(Generic[RowT, BatchT]):
         for module in self.modules.values():
             module.eval()
         device = self.accelerator.device
+        batches = (batch.to(device) for batch in self.validation())
         with torch.no_grad(), self._autocast():
-            figures = self.objective.validate(batch.to(device) for batch in self.validation())
+            figures = self.objective.validate(in_step(batches, self.objective.idle, device))
+        self.parallel.reshard()
         for module in self.modules.values():
             module.train()
         return figures
@@ -164,16 +171,17 @@ class Trainer(Generic[RowT, BatchT]):
         terms = sum(self.objective.weight(batch.host) for batch in micro_batches)
         weight = sum_over_ranks(terms, device)
         total = 0.0
-        for batch in micro_batches:
-            with self._autocast():
-                loss = self.objective.loss(batch.on_device)
-            # A batch without pictures has nothing to teach a stage that trains the vision only.
-            if loss.total.requires_grad:
-                self.accelerator.backward(share_of_step(loss.total, weight))
+        for number, batch in enumerate(micro_batches, start=1):
+            with self.parallel.batch(is_last=number == len(micro_batches)):
+                with self._autocast():
+                    loss = self.objective.loss(batch.on_device)
+                # A batch without pictures has nothing to teach a stage that trains vision only.
+                if loss.total.requires_grad:
+                    self.accelerator.backward(share_of_step(loss.total, weight))
             total += loss.total.item()
         total = sum_over_ranks(total, device)
         keys = ", ".join(key for batch in micro_batches for key in batch.host.keys[:8])
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip_norm).item()
+        norm = clip_gradients(self.parameters, self.config.optim.clip_norm)
         if not (math.isfinite(total) and math.isfinite(norm)):
             raise UserError(
                 f"the loss of step {self.step + 1} is {total / weight}, its gradient norm {norm}; "
@@ -213,10 +221,12 @@ class _Window:
             self.padded_tokens += batch.padded_tokens
         self.seconds += seconds
 
-    def figures(self) -> dict[str, float]:
+    def figures(self, device: torch.device) -> dict[str, float]:
+        counts = (self.samples, self.tokens, self.padded_tokens)
+        samples, tokens, padded_tokens = (sum_over_ranks(count, device) for count in counts)
         return {
             "loss": self.loss / self.steps,
-            "samples_per_s": self.samples / self.seconds,
-            "tokens_per_s": self.tokens / self.seconds,
-            "padding": 1 - self.tokens / self.padded_tokens,
+            "samples_per_s": samples / self.seconds,
+            "tokens_per_s": tokens / self.seconds,
+            "padding": 1 - tokens / padded_tokens,
         }
