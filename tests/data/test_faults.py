@@ -64,7 +64,7 @@ def loader(folder: Path, processor: Processor, **settings: Any) -> Loader[ChatRo
     config = DataConfig.model_validate({**defaults, **settings})
     encode = ChatEncoder(processor, config, "assistant")
     collate = partial(collate_chats, pad_id=processor.tokenizer.pad_id)
-    return Loader(config.train, config, encode, collate, seed=0)
+    return Loader([ShardSet.open(folder)], config, encode, collate, seed=0)
 
 
 def without_indexes(folder: Path) -> None:
@@ -161,8 +161,9 @@ def test_row_22_a_bad_picture_is_rejected_with_key_and_reason(
     reading = loader(tmp_path / "data", processor, max_bad_fraction=0.5)
     keys = [key for batch in reading.one_epoch() for key in batch.keys]
     assert sorted(keys) == ["k0", "k2", "k3", "k4", "k5"]
-    ((key, reason),) = reading.rejects
-    assert key == "k1" and reason.startswith("not a picture")
+    (reject,) = reading.rejects
+    assert (reject.key, reject.shard) == ("k1", path.name)
+    assert reject.reason.startswith("not a picture")
     with pytest.raises(UserError, match=r"2 of \d samples were rejected"):
         path.write_bytes(path.read_bytes().replace(samples[2].images[0], b"?" * len(rotten)))
         list(loader(tmp_path / "data", processor, max_bad_fraction=0.1).one_epoch())
