@@ -123,16 +123,16 @@ def _train(
 
         print(describe_run(config))
         return
-    from training.launch import end_with_launcher, is_worker, launch, processes_wanted
+    from training.distributed import is_launched, leave_ranks
+    from training.launch import end_with_launcher, launch, processes_wanted
 
     processes = processes_wanted(config)
     if processes > 1:
         options = [] if resume is None else ["--resume", resume]
         command = ["train", stage, "--config", str(config_file), *overrides, *options]
         raise typer.Exit(launch(processes, command))
-    if is_worker():
+    if is_launched():
         end_with_launcher()
-    from training.distributed import leave_ranks
     from training.run import train_stage
 
     train_stage(config, resume=resume == "auto")

@@ -6,6 +6,7 @@ the others wait for it there.
 """
 
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -21,6 +22,11 @@ from vlm.inputs import ImageInputs, ModelInputs
 
 ValueT = TypeVar("ValueT")
 BatchT = TypeVar("BatchT")
+
+
+def is_launched() -> bool:
+    """Whether a launcher (torchrun, `accelerate launch`, training/launch.py) made this process."""
+    return "LOCAL_RANK" in os.environ
 
 
 def num_ranks() -> int:
@@ -64,7 +70,8 @@ def host_group() -> "torch.distributed.ProcessGroup | None":
     """A group of all ranks for what a thread exchanges beside the loop; None in one process."""
     if num_ranks() == 1:
         return None
-    group: torch.distributed.ProcessGroup = torch.distributed.new_group(backend="gloo")
+    group = torch.distributed.new_group(backend="gloo")
+    assert not isinstance(group, int)  # every rank belongs to it
     return group
 
 

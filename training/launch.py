@@ -17,20 +17,16 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from training.config import TrainConfig
+from training.distributed import is_launched
 
 # What a worker has to save and exit after one of them has failed; then it is killed.
 GRACE_S = 30
 PARENT_POLL_S = 1.0
 
 
-def is_worker() -> bool:
-    """Whether a launcher has started this process: this module, torchrun, `accelerate launch`."""
-    return "LOCAL_RANK" in os.environ
-
-
 def processes_wanted(config: TrainConfig) -> int:
     """How many processes a command that nothing has launched should be: one for each GPU."""
-    if is_worker() or config.device == "cpu" or config.parallel.strategy == "none":
+    if is_launched() or config.device == "cpu" or config.parallel.strategy == "none":
         return 1
     return max(1, torch.cuda.device_count())
 

@@ -51,8 +51,10 @@ class Objective(Protocol[BatchT]):
     forward: what runs the model: itself, or torch's `DistributedDataParallel` around it.
     """
 
-    model: nn.Module
     forward: nn.Module
+
+    @property
+    def model(self) -> nn.Module: ...
 
     def weight(self, batch: BatchT) -> int:
         """The number of terms in the batch's loss, known before the forward pass."""
@@ -70,7 +72,7 @@ class Objective(Protocol[BatchT]):
         ...
 
     def idle(self) -> BatchT:
-        """A batch without weight that runs every part of the model."""
+        """A batch on the host, without weight, that runs every part of the model."""
         ...
 
 
@@ -114,9 +116,8 @@ class NextToken:
             runs, right_runs = _count_runs(mask, right)
             turns += runs
             right_turns += right_runs
-        device = _device(self.model)
         total, tokens, right_tokens, turns, right_turns = (
-            sum_over_ranks(value, device)
+            sum_over_ranks(value, mask.device)
             for value in (total, tokens, right_tokens, turns, right_turns)
         )
         return {
@@ -127,10 +128,8 @@ class NextToken:
 
     def idle(self) -> ChatBatch:
         """A row of two tokens, none of them supervised."""
-        device = _device(self.model)
-        ids = torch.zeros(1, 2, dtype=torch.int64, device=device)
-        inputs = ModelInputs(ids, torch.tensor([2], device=device), None)
-        return ChatBatch((), inputs, ids.bool())
+        ids = torch.zeros(1, 2, dtype=torch.int64)
+        return ChatBatch((), ModelInputs(ids, torch.tensor([2]), None), ids.bool())
 
     def _supervised(self, batch: ChatBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (n, V) and targets (n,) of the n supervised tokens; their mask (B, S-1)."""
@@ -248,10 +247,9 @@ class Contrastive:
 
     def idle(self) -> PairBatch:
         """A pair of an empty picture and an empty text, which counts as none."""
-        device = _device(self.model)
-        images = empty_image(1, self.model.encoder.config.tile_size_px, device)
-        text_ids = torch.tensor([[self.model.text_tower.eos_id]], device=device)
-        return PairBatch((), images, text_ids, num_tokens=0)
+        image = empty_image(1, self.model.encoder.config.tile_size_px, torch.device("cpu"))
+        text_ids = torch.tensor([[self.model.text_tower.eos_id]])
+        return PairBatch((), image, text_ids, num_tokens=0)
 
     def embed(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
         """Unit-length image and text embeddings, each (B, E)."""
@@ -300,10 +298,6 @@ def recall(images: Tensor, texts: Tensor, text_ids: list[tuple[int, ...]]) -> di
             found = (label[best] == label.unsqueeze(1)).any(dim=1)
             figures[f"{name}_recall@{k}"] = found.float().mean().item()
     return figures
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
 
 
 def _count_runs(mask: Tensor, right: Tensor) -> tuple[int, int]:

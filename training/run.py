@@ -24,7 +24,13 @@ from data.shards import ShardSet
 from encoders.text import build_text_tower
 from encoders.vit import VisionEncoder
 from training.config import TrainConfig
-from training.distributed import is_first_rank, num_ranks, rank, streams_of_step
+from training.distributed import (
+    is_first_rank,
+    is_launched,
+    num_ranks,
+    rank,
+    streams_of_step,
+)
 from training.metrics import MetricsLog, NoLog
 from training.objectives import Contrastive, ContrastiveHead, NextToken, Objective, TwoTowers
 from training.optim import build_optimizer
@@ -174,8 +180,13 @@ def build_setup(config: TrainConfig) -> Setup:
     validation = None
     if data.validation:
         held_out = [ShardSet.open(location) for location in data.validation]
-        streams = {"num_streams": num_ranks(), "rank": rank(), "num_ranks": num_ranks()}
-        validation = make(held_out, shuffle=False, **streams)
+        validation = make(
+            held_out,
+            shuffle=False,
+            num_streams=num_ranks(),
+            rank=rank(),
+            num_ranks=num_ranks(),
+        )
     return Setup(config, stage, processor, modules, objective, train, validation, notes)
 
 
@@ -193,13 +204,14 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     )
     # accelerate has one state a process; the stages of a process may differ in precision.
     AcceleratorState._reset_state(reset_partial_state=True)
-    group = InitProcessGroupKwargs(
+    handlers = []
+    if is_launched():
         # Checkpoints, and weights that are offloaded, are exchanged on the host.
-        backend="gloo" if use_cpu else "cuda:nccl,cpu:gloo",
-        timeout=timedelta(seconds=config.parallel.timeout_s),
-    )
+        backend = "gloo" if use_cpu else "cuda:nccl,cpu:gloo"
+        timeout = timedelta(seconds=config.parallel.timeout_s)
+        handlers.append(InitProcessGroupKwargs(backend=backend, timeout=timeout))
     precision = "bf16" if bf16 else "no"
-    return Accelerator(cpu=use_cpu, mixed_precision=precision, kwargs_handlers=[group])
+    return Accelerator(cpu=use_cpu, mixed_precision=precision, kwargs_handlers=handlers)
 
 
 def run_identity(setup: Setup) -> dict[str, Any]:
@@ -210,6 +222,8 @@ def run_identity(setup: Setup) -> dict[str, Any]:
     del identity["data"]["num_workers"]  # the order of samples does not depend on it
     identity["manifests"] = [source.fingerprint for source in setup.train.sources]
     identity["batches_per_step"] = setup.train.order.num_streams
+    if setup.config.contrastive is not None:  # pairs are contrasted with those of all ranks
+        identity["ranks"] = num_ranks()
     return identity
 
 

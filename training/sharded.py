@@ -138,7 +138,7 @@ class StoredParts:
         )
 
     def _add(self, path: Path) -> None:
-        file = safe_open(path, framework="pt")
+        file: Any = safe_open(path, framework="pt")
         header = file.metadata()
         offsets, shapes = json.loads(header[OFFSETS_KEY]), json.loads(header[SHAPES_KEY])
         for name in file.keys():

@@ -151,9 +151,9 @@ class Trainer(Generic[RowT, BatchT]):
         for module in self.modules.values():
             module.eval()
         device = self.accelerator.device
-        batches = (batch.to(device) for batch in self.validation())
+        batches = in_step(self.validation(), self.objective.idle, device)
         with torch.no_grad(), self._autocast():
-            figures = self.objective.validate(in_step(batches, self.objective.idle, device))
+            figures = self.objective.validate(batch.to(device) for batch in batches)
         self.parallel.reshard()
         for module in self.modules.values():
             module.train()
