@@ -27,7 +27,7 @@ from encoders.vit import VisionEncoder
 from projector.mlp import Projector
 from training.config import ParallelConfig
 from training.distributed import num_ranks
-from training.objectives import Objective
+from training.objectives import ContrastiveHead, Objective
 from vlm.decoder.stack import Decoder
 from vlm.errors import UserError
 
@@ -114,8 +114,6 @@ def parallelise(
     if strategy == "ddp":
         objective.forward = DistributedDataParallel(
             model,
-            device_ids=[device] if device.type == "cuda" else None,
-            broadcast_buffers=False,  # nothing changes a buffer
             gradient_as_bucket_view=True,
         )
     return Parallel(strategy, objective.forward)
@@ -154,7 +152,7 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
             parts += module.layers
         elif isinstance(module, TextTransformer):
             parts += module.transformer.resblocks
-        elif isinstance(module, Projector):
+        elif isinstance(module, Projector | ContrastiveHead):
             parts.append(module)
     return parts
 
@@ -166,4 +164,12 @@ def _shard(model: nn.Module, mesh: DeviceMesh, accelerator: Accelerator, cpu_off
         precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     offload = CPUOffloadPolicy() if cpu_offload else OffloadPolicy()
     for part in [*blocks_of(model), model]:
-        fully_shard(part, mesh=mesh, mp_policy=precision, offload_policy=offload)
+        # The temperature is read after the head's forward pass, and bf16 is too coarse for it.
+        is_head = isinstance(part, ContrastiveHead)
+        fully_shard(
+            part,
+            mesh=mesh,
+            mp_policy=MixedPrecisionPolicy() if is_head else precision,
+            offload_policy=offload,
+            reshard_after_forward=False if is_head else None,
+        )

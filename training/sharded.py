@@ -181,11 +181,14 @@ def gather_whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return tensors whole, on the first rank's host; nothing on the others. All must call it."""
     whole: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        full = tensor.detach()
-        if isinstance(full, DTensor):
-            full = full.full_tensor()
+        if isinstance(tensor, DTensor):
+            # A copy, for what is gathered may lie in a larger storage, with padding.
+            gathered = tensor.detach().full_tensor()
+            host = gathered.to("cpu", copy=True) if is_first_rank() else gathered
+        else:
+            host = tensor.detach().cpu()
         if is_first_rank():
-            whole[name] = full.cpu()
+            whole[name] = host
     return whole
 
 

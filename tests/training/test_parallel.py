@@ -56,52 +56,79 @@ def run_cases(folder: Path, cases: dict[str, dict[str, Any]]) -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(stage_config: MakeConfig, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folders of all cases, by name."""
-    folder = tmp_path_factory.mktemp("parallel")
-
-    def make(stage: Any, **changes: Any) -> TrainConfig:
-        return stage_config(stage, folder, **{"batches_per_step": 4, **changes})
-
-    mixed = {"train": [str(shards / "train"), str(shards / "text")], "batch_samples": 2}
+def make(stage_config: MakeConfig, shards: Path) -> MakeConfig:
+    """`make(stage, **changes)`: a stage with steps of four batches, whoever takes them."""
     # A weight whose gradient is nothing but rounding would move by the whole rate in Adam's way;
     # this eps is above such gradients and far below the others.
     optim = {"learning_rate": 2e-3, "warmup_steps": 2, "eps": 1e-5}
+    mixed = {"train": [str(shards / "train"), str(shards / "text")], "batch_samples": 2}
 
-    def finetune(**changes: Any) -> TrainConfig:
-        settings = {"steps": 20, "checkpoint_every": 10, "data": mixed, "optim": optim}
-        return make("finetune", **{**settings, **changes})
+    def make_config(stage: Any, **changes: Any) -> TrainConfig:
+        data = {"batch_samples": 2} if stage == "encoder" else mixed
+        changes["optim"] = {**optim, **changes.get("optim", {})}
+        return stage_config(stage, Path(), **{"batches_per_step": 4, "data": data, **changes})
 
+    return make_config
+
+
+@pytest.fixture(scope="module")
+def runs(make: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folders of all cases, by name."""
+    folder = tmp_path_factory.mktemp("parallel")
+    long = {"steps": 20, "checkpoint_every": 10}
     hsdp = {"strategy": "hsdp", "shard_ranks": 2}
     fsdp = {"strategy": "fsdp"}
     saved = folder / "hsdp" / HALF
-    short = {"steps": 4, "checkpoint_every": None, "optim": {**optim, "kind": "muon"}}
-    align = make("align", steps=5, data=mixed, optim=optim)
-    pairs = make("encoder", data={"batch_samples": 8}, batches_per_step=None)
-    siglip = {**pairs.model_dump()["contrastive"], "loss": "siglip"}
-    sigmoid = make("encoder", data={"batch_samples": 8}, batches_per_step=None, contrastive=siglip)
-    tower = make("encoder", steps=3, data={"batch_samples": 2}, batches_per_step=4)
+    pairs = {"data": {"batch_samples": 8}, "batches_per_step": None}
+    clip = make("encoder", **pairs)
+    siglip = make("encoder", **pairs, contrastive={"loss": "siglip"})
     cases: dict[str, dict[str, Any]] = {
-        "one": {"config": finetune()},
-        "ddp": {"config": finetune(), "ranks": 2},
-        "fsdp": {"config": finetune(parallel=fsdp), "ranks": 2},
-        "hsdp": {"config": finetune(parallel=hsdp), "ranks": 4},
-        "on_two": {"config": finetune(parallel=fsdp), "ranks": 2, "resume": saved},
-        "on_one": {"config": finetune(), "resume": saved},
-        "muon_one": {"config": finetune(**short)},
-        "muon_fsdp": {"config": finetune(**short, parallel=fsdp), "ranks": 2},
-        "align_one": {"config": align},
-        "align_ddp": {"config": align, "ranks": 2},
-        "encoder_ddp": {"config": tower, "ranks": 2},
-        "encoder_fsdp": {
-            "config": tower.model_copy(update={"parallel": ParallelConfig(strategy="fsdp")}),
+        "one": {"config": make("finetune", **long)},
+        "ddp": {"config": make("finetune", **long), "ranks": 2},
+        "fsdp": {"config": make("finetune", **long, parallel=fsdp), "ranks": 2},
+        "hsdp": {"config": make("finetune", **long, parallel=hsdp), "ranks": 4},
+        "on_two": {
+            "config": make("finetune", **long, parallel=fsdp),
+            "ranks": 2,
+            "resume": saved,
+        },
+        "on_one": {"config": make("finetune", **long), "resume": saved},
+        "clip_one": {"config": clip, "contrast": True},
+        "clip_two": {"config": clip, "contrast": True, "ranks": 2},
+        "siglip_one": {"config": siglip, "contrast": True},
+        "siglip_two": {"config": siglip, "contrast": True, "ranks": 2},
+        "killed": {"config": make("finetune", steps=400), "ranks": 2, "kill": True},
+    }
+    run_cases(folder, cases)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def more_runs(make: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """More of them, for slow tests."""
+    folder = tmp_path_factory.mktemp("more")
+    fsdp = {"strategy": "fsdp"}
+    muon = {"optim": {"kind": "muon"}, "steps": 4}
+    cases = {
+        "muon_one": {"config": make("finetune", **muon)},
+        "muon_fsdp": {"config": make("finetune", **muon, parallel=fsdp), "ranks": 2},
+        "align_one": {"config": make("align", steps=5)},
+        "align_ddp": {"config": make("align", steps=5), "ranks": 2},
+        "align_fsdp": {
+            "config": make("align", steps=5, parallel={**fsdp, "reduce_every_batch": True}),
             "ranks": 2,
         },
-        "clip_one": {"config": pairs, "contrast": True},
-        "clip_two": {"config": pairs, "contrast": True, "ranks": 2},
-        "siglip_one": {"config": sigmoid, "contrast": True},
-        "siglip_two": {"config": sigmoid, "contrast": True, "ranks": 2},
-        "killed": {"config": finetune(steps=400), "ranks": 2, "kill": True},
+        "text_one": {"config": make("text", steps=3, data={"batch_samples": 2})},
+        "text_fsdp": {
+            "config": make("text", steps=3, data={"batch_samples": 2}, parallel=fsdp),
+            "ranks": 2,
+        },
+        "encoder_ddp": {"config": make("encoder"), "ranks": 2},
+        "encoder_fsdp": {"config": make("encoder", parallel=fsdp), "ranks": 2},
+        "bf16_fsdp": {
+            "config": make("encoder", parallel=fsdp, precision="bf16"),
+            "ranks": 2,
+        },
     }
     run_cases(folder, cases)
     return folder
@@ -141,22 +168,34 @@ def test_ranks_learn_what_one_process_does_in_20_steps_of_text_and_pictures(
     )
 
 
-@pytest.mark.parametrize(("name", "other"), [("align_ddp", "align_one"), ("muon_fsdp", "muon_one")])
-def test_frozen_parts_and_orthogonal_updates_are_those_of_one_process(
-    name: str, other: str, runs: Path
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("align_ddp", "align_one"),
+        ("align_fsdp", "align_one"),
+        ("text_fsdp", "text_one"),
+        ("muon_fsdp", "muon_one"),
+        ("encoder_fsdp", "encoder_ddp"),
+    ],
+)
+def test_every_stage_and_muon_learn_the_same_however_they_are_shared(
+    name: str, other: str, more_runs: Path
 ) -> None:
-    assert losses(runs / name) == pytest.approx(losses(runs / other), rel=TOLERANCE)
-    assert (weights(runs / name) - weights(runs / other)).abs().max() <= TOLERANCE
+    found, expected = more_runs / name, more_runs / other
+    assert losses(found) == pytest.approx(losses(expected), rel=TOLERANCE)
+    assert (weights(found) - weights(expected)).abs().max() <= TOLERANCE
+    validation = losses(expected, "validation")
+    assert losses(found, "validation") == pytest.approx(validation, rel=TOLERANCE)
 
 
-def test_sharded_towers_learn_what_copied_ones_do(runs: Path) -> None:
-    assert losses(runs / "encoder_fsdp") == pytest.approx(losses(runs / "encoder_ddp"), rel=1e-5)
-    difference = weights(runs / "encoder_fsdp") - weights(runs / "encoder_ddp")
-    assert difference.abs().max() <= TOLERANCE
-    figures = [
-        read_metrics(runs / name / METRICS_FILE)[-1] for name in ("encoder_ddp", "encoder_fsdp")
-    ]
-    assert figures[0]["image_to_text_recall@5"] == figures[1]["image_to_text_recall@5"]
+@pytest.mark.slow
+def test_shards_stay_float32_when_bf16_is_computed(more_runs: Path) -> None:
+    run = more_runs / "bf16_fsdp"
+    assert weights(run).dtype == torch.float32
+    # bf16 keeps 8 bits: two to three digits agree in the first steps.
+    assert losses(run) == pytest.approx(losses(more_runs / "encoder_ddp"), rel=3e-2)
+    assert losses(run) != losses(more_runs / "encoder_fsdp")
 
 
 @pytest.mark.parametrize("loss", ["clip", "siglip"])
@@ -231,7 +270,7 @@ def test_a_checkpoint_of_four_ranks_becomes_a_whole_model_folder(
     ("source", "complaint"),
     [
         ("nowhere", "neither the folder of a run nor a checkpoint"),
-        ("align_one", "has no checkpoint"),
+        ("killed", "has no checkpoint"),
         ("hsdp", "is not empty"),
     ],
 )
