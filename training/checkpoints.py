@@ -57,18 +57,23 @@ def step_of(path: Path) -> int:
 
 
 def open_temporary(path: Path, num_bytes: int) -> None:
-    """Make the folder in which checkpoint `path` grows; it replaces what a kill has left.
+    """Make the folder in which checkpoint `path` grows, after what a kill has left is gone.
 
     Raises:
         UserError: the disk has less room than `num_bytes`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in path.parent.glob(".step-*"):
-        shutil.rmtree(leftover)
+    remove_leftovers(path.parent)
     free = shutil.disk_usage(path.parent).free
     if free < num_bytes:
         raise UserError(f"only {free:,} bytes are free; nothing was written")
     temporary_path(path).mkdir()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a killed run has left half written or half deleted."""
+    for leftover in folder.glob(".step-*"):
+        shutil.rmtree(leftover)
 
 
 def temporary_path(path: Path) -> Path:
@@ -141,11 +146,13 @@ def verify(path: Path) -> CheckpointManifest:
 def newest_whole(folder: Path, say: Callable[[str], None]) -> Path | None:
     """Find the newest checkpoint that is whole; None where there is none at all.
 
-    Damaged ones that are newer are told to `say` and put aside under another name.
+    Damaged ones that are newer are told to `say` and put aside under another name. What a killed
+    run has left is deleted.
 
     Raises:
         UserError: there are checkpoints, and none of them is whole.
     """
+    remove_leftovers(folder)
     problems: dict[Path, UserError] = {}
     for path in reversed(list_checkpoints(folder)):
         try:

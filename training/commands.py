@@ -21,6 +21,9 @@ Resume = Annotated[
     str | None,
     typer.Option(help="`auto` continues from the run folder's newest checkpoint, if any."),
 ]
+Force = Annotated[
+    bool, typer.Option("--force", help="With --resume: go on under changed settings.")
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show what would be trained, on what, and stop.")
 ]
@@ -31,10 +34,11 @@ def train_text(
     config: ConfigFile,
     overrides: Overrides = None,
     resume: Resume = None,
+    force: Force = False,
     dry_run: DryRun = False,
 ) -> None:
     """Train the decoder's self-attention stack on text."""
-    _train("text", config, overrides or [], resume, dry_run)
+    _train("text", config, overrides or [], resume, force, dry_run)
 
 
 @train.command("encoder")
@@ -42,10 +46,11 @@ def train_encoder(
     config: ConfigFile,
     overrides: Overrides = None,
     resume: Resume = None,
+    force: Force = False,
     dry_run: DryRun = False,
 ) -> None:
     """Train the vision encoder and a text tower on pictures and texts that belong together."""
-    _train("encoder", config, overrides or [], resume, dry_run)
+    _train("encoder", config, overrides or [], resume, force, dry_run)
 
 
 @train.command("align")
@@ -53,10 +58,11 @@ def train_align(
     config: ConfigFile,
     overrides: Overrides = None,
     resume: Resume = None,
+    force: Force = False,
     dry_run: DryRun = False,
 ) -> None:
     """Train the projector and the cross-attention blocks between a frozen encoder and decoder."""
-    _train("align", config, overrides or [], resume, dry_run)
+    _train("align", config, overrides or [], resume, force, dry_run)
 
 
 @train.command("finetune")
@@ -64,10 +70,11 @@ def train_finetune(
     config: ConfigFile,
     overrides: Overrides = None,
     resume: Resume = None,
+    force: Force = False,
     dry_run: DryRun = False,
 ) -> None:
     """Train everything on the assistant's turns."""
-    _train("finetune", config, overrides or [], resume, dry_run)
+    _train("finetune", config, overrides or [], resume, force, dry_run)
 
 
 @app.command("quickstart")
@@ -106,6 +113,7 @@ def _train(
     config_file: Path,
     overrides: list[str],
     resume: str | None,
+    force: bool,
     dry_run: bool,
 ) -> None:
     from training.config import TrainConfig
@@ -113,6 +121,8 @@ def _train(
 
     if resume not in (None, "auto"):
         raise UserError(f"--resume takes auto, not {resume!r}")
+    if force and resume is None:
+        raise UserError("--force goes on under changed settings: it needs --resume auto")
     config = load_config(TrainConfig, config_file, overrides)
     if config.stage != stage:
         raise UserError(
@@ -123,17 +133,24 @@ def _train(
 
         print(describe_run(config))
         return
-    from training.distributed import is_launched, leave_ranks
+    from training.distributed import is_first_rank, is_launched, leave_ranks
     from training.launch import end_with_launcher, launch, processes_wanted
 
     processes = processes_wanted(config)
     if processes > 1:
         options = [] if resume is None else ["--resume", resume]
+        options += ["--force"] if force else []
         command = ["train", stage, "--config", str(config_file), *overrides, *options]
         raise typer.Exit(launch(processes, command))
     if is_launched():
         end_with_launcher()
     from training.run import train_stage
+    from training.signals import STOPPED_EXIT_CODE, RunStopped
 
-    train_stage(config, resume=resume == "auto")
+    try:
+        train_stage(config, resume=resume == "auto", force=force)
+    except RunStopped as stopped:
+        if is_first_rank():
+            print(stopped)
+        raise typer.Exit(STOPPED_EXIT_CODE) from None
     leave_ranks()

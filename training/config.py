@@ -10,6 +10,8 @@ from encoders.config import TextTowerConfig
 from vlm.config import VLMConfig
 
 StageName = Literal["text", "encoder", "align", "finetune"]
+PartName = Literal["encoder", "projector", "cross_attention", "decoder"]
+TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 
 class InitFrom(BaseModel):
@@ -32,6 +34,15 @@ class InitFrom(BaseModel):
     tokenizer: Path | None = None
 
 
+class PartOptimConfig(BaseModel):
+    """What a part of the model has of its own; None takes the common setting."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    learning_rate: PositiveFloat | None = None
+    weight_decay: float | None = Field(default=None, ge=0)
+
+
 class OptimConfig(BaseModel):
     """The optimizer and its learning-rate schedule (training/optim.py).
 
@@ -43,6 +54,8 @@ class OptimConfig(BaseModel):
     clip_norm: the global gradient norm is clipped to this.
     warmup_steps: the rate rises linearly over these.
     decay_steps: for `warmup_stable_decay`, the last steps, over which the rate falls to zero.
+    parts: learning rates (under the same schedule) and weight decay of parts of the model.
+    max_skipped_steps: steps whose gradient is no number are skipped; so many in a row stop the run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,6 +70,8 @@ class OptimConfig(BaseModel):
     schedule: Literal["inverse_sqrt", "cosine", "warmup_stable_decay"] = "inverse_sqrt"
     warmup_steps: PositiveInt
     decay_steps: PositiveInt | None = None
+    parts: dict[PartName, PartOptimConfig] = Field(default_factory=dict)
+    max_skipped_steps: PositiveInt = 5
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -108,6 +123,52 @@ class ParallelConfig(BaseModel):
         return self
 
 
+class EvaluateConfig(BaseModel):
+    """Questions that are asked while a model learns; answers are greedy.
+
+    data: a folder of packed questions.
+    every: steps; None asks only at the end.
+    max_questions: the first so many of the folder.
+    max_tokens: an answer is cut off there.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: Path
+    every: PositiveInt | None = None
+    max_questions: PositiveInt = 200
+    batch_size: PositiveInt = 32
+    max_tokens: PositiveInt = 16
+
+
+class EmaConfig(BaseModel):
+    """Exponential moving averages of the weights, kept beside them and saved with them.
+
+    decay: what remains of an average after a step.
+    write: the model folder gets the averages in place of the weights, and they are what is
+        validated.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    decay: float = Field(gt=0, lt=1)
+    write: bool = False
+
+
+class BestConfig(BaseModel):
+    """Which step's model is the best one.
+
+    figure: as in metrics.jsonl, split and name: `validation/loss`, `validation/SOURCE/loss`,
+        `evaluation/accuracy`.
+    mode: whether a low or a high figure is good.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    figure: str
+    mode: Literal["min", "max"]
+
+
 class TrainConfig(BaseModel):
     """One stage of training.
 
@@ -118,8 +179,15 @@ class TrainConfig(BaseModel):
         batch.
     precision: `auto` is bf16 autocast on GPUs that have it, float32 elsewhere.
     validate_every: None validates only at the end.
-    validation_batches: None takes the whole validation set.
+    validation_batches: None takes the whole validation set. Of several folders in data.validation
+        each is validated by itself as well.
+    evaluate: questions that are asked while the model learns.
     keep_checkpoints: older ones are deleted.
+    keep_best: the step with the best figure is saved when it is met, and stays; if it is not the
+        last one, its model is written to the folder `best` below `out`.
+    ema: moving averages of the weights.
+    deterministic: the same machine gives the same result to the bit, also on a GPU; slower there.
+    trackers: where figures go beside metrics.jsonl.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -142,11 +210,26 @@ class TrainConfig(BaseModel):
     validation_batches: PositiveInt | None = None
     checkpoint_every: PositiveInt | None = None
     keep_checkpoints: PositiveInt = 2
+    keep_best: BestConfig | None = None
+    evaluate: EvaluateConfig | None = None
+    ema: EmaConfig | None = None
+    deterministic: bool = False
+    trackers: tuple[TrackerName, ...] = ("tensorboard",)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.stage == "encoder") != (self.contrastive is not None):
             raise ValueError("the section contrastive belongs to stage encoder, and to it alone")
+        if self.evaluate and self.stage not in ("align", "finetune"):
+            raise ValueError(f"evaluate asks whole models; stage {self.stage} trains a part of one")
+        if self.keep_best:
+            split = self.keep_best.figure.partition("/")[0]
+            measured = {"validation": self.data.validation, "evaluation": self.evaluate}
+            if not measured.get(split):
+                raise ValueError(
+                    f"keep_best.figure {self.keep_best.figure} is not measured; set "
+                    "validation/NAME and data.validation, or evaluation/NAME and evaluate"
+                )
         if self.contrastive and self.data.packing:
             raise ValueError("data.packing joins chats; stage encoder compares pairs, one by one")
         if self.contrastive and self.data.max_tokens > self.contrastive.text_tower.max_tokens:

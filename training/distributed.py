@@ -71,7 +71,7 @@ def host_group() -> "torch.distributed.ProcessGroup | None":
     if num_ranks() == 1:
         return None
     group = torch.distributed.new_group(backend="gloo")
-    assert not isinstance(group, int)  # every rank belongs to it
+    assert isinstance(group, torch.distributed.ProcessGroup)  # every rank is a member
     return group
 
 
@@ -82,6 +82,15 @@ def gather(value: ValueT, group: "torch.distributed.ProcessGroup | None" = None)
     values: list[Any] = [None] * num_ranks()
     torch.distributed.all_gather_object(values, value, group=group)
     return values
+
+
+def max_over_ranks(value: int, device: torch.device) -> int:
+    """Return the largest of the ranks' values, the same on each."""
+    if num_ranks() == 1:
+        return value
+    largest = torch.tensor(value, device=device)
+    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+    return int(largest.item())
 
 
 def sum_over_ranks(value: float, device: torch.device) -> float:

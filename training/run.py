@@ -2,10 +2,9 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +23,7 @@ from data.shards import ShardSet
 from encoders.text import build_text_tower
 from encoders.vit import VisionEncoder
 from training.config import TrainConfig
+from training.determinism import deterministic
 from training.distributed import (
     is_first_rank,
     is_launched,
@@ -31,14 +31,21 @@ from training.distributed import (
     rank,
     streams_of_step,
 )
+from training.evaluation import Questions, Validation
+from training.lock import locked
 from training.metrics import MetricsLog, NoLog
 from training.objectives import Contrastive, ContrastiveHead, NextToken, Objective, TwoTowers
 from training.optim import build_optimizer
 from training.parallel import parallelise
 from training.sample_log import SampleLog
 from training.sharded import gather_whole
+from training.signals import StopSignals
 from training.stages import STAGES, Stage, freeze, parts_of
+from training.state import Best
+from training.summary import summarised
+from training.trackers import check_trackers
 from training.trainer import FitResult, Trainer
+from vlm.api import Model
 from vlm.chat.processor import Processor
 from vlm.config import dump_config
 from vlm.decoder.stack import Decoder
@@ -62,6 +69,7 @@ from vlm.weights.tower_folders import is_tower_folder
 from vlm.weights.towers import load_tower
 
 CONFIG_FILE = "train.yaml"
+BEST_FOLDER = "best"
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,8 @@ class Setup:
     modules: Mapping[str, nn.Module]
     objective: Objective[Any]
     train: Loader[Any, Any]
-    validation: Loader[Any, Any] | None
+    validation: Validation | None
+    questions: Questions | None
     notes: tuple[str, ...] = ()
 
 
@@ -90,58 +99,87 @@ def train_stage(config: TrainConfig, resume: bool = False, force: bool = False) 
         force: also under a configuration that has changed since.
     Raises:
         UserError: a parent does not match, the data is unusable, or the run folder is taken.
+        RunStopped: a signal ended the run, which can be resumed.
     """
     _check_run_folder(config.out, resume)
-    torch.manual_seed(config.seed)
-    accelerator = build_accelerator(config)
-    accelerator.wait_for_everyone()  # nobody writes before all have looked into the folder
-    setup = build_setup(config)
-    freeze(setup.stage, parts_of(setup.modules))
-    parts = describe_parts(setup)
-    parallel = parallelise(config.parallel, accelerator, setup.objective)
-    trainer = Trainer(
-        config,
-        accelerator,
-        setup.modules,
-        setup.objective,
-        build_optimizer(setup.modules.values(), config.optim),
-        setup.train,
-        None if setup.validation is None else partial(_validation_batches, setup),
-        run_identity(setup),
-        parallel,
-    )
+    check_trackers(config.trackers)
+    with deterministic(config.deterministic):
+        torch.manual_seed(config.seed)
+        accelerator = build_accelerator(config)
+        setup = build_setup(config)
+        freeze(setup.stage, parts_of(setup.modules))
+        parallel = parallelise(config.parallel, accelerator, setup.objective)
+        if config.evaluate is not None and parallel.strategy in ("fsdp", "hsdp"):
+            raise UserError(
+                f"evaluate asks questions of whole weights; parallel.strategy {parallel.strategy} "
+                "shards them: leave evaluate out, or choose ddp"
+            )
+        parts = parts_of(setup.modules)  # sharded ones, if they are
+        trainer = Trainer(
+            config,
+            accelerator,
+            setup.modules,
+            setup.objective,
+            build_optimizer(setup.modules.values(), config.optim, parts),
+            setup.train,
+            setup.validation,
+            run_identity(setup),
+            setup.questions,
+            parallel,
+        )
+        with locked(config.out):
+            _check_run_folder(config.out, resume)
+            accelerator.wait_for_everyone()  # nobody writes before all have looked
+            return _train(setup, trainer, resume, force)
+
+
+def _train(setup: Setup, trainer: Trainer[Any, Any], resume: bool, force: bool) -> FitResult:
+    config = setup.config
     notes: list[str] = []
     resumed = resume and trainer.resume(notes.append, force)
+    if resumed:
+        notes.append(f"resumed from {trainer.saver.last} at step {trainer.step}")
+    elif resume:
+        notes.append(f"no checkpoint in {trainer.saver.folder}; starting anew")
     if is_first_rank():
         _begin_run_folder(setup)
     with ExitStack() as stack:
+        stop = stack.enter_context(StopSignals())
+        first_step = trainer.step
+        stack.enter_context(summarised(config.out, trainer.facts))
         log: MetricsLog | NoLog = NoLog()
         if is_first_rank():
-            log = MetricsLog(config.out, config.stage, config.steps, trainer.step)
+            log = MetricsLog(config.out, config.stage, config.steps, first_step, config.trackers)
             stack.enter_context(log)
         samples = None
         if config.data.log_samples:
-            samples = stack.enter_context(closing(SampleLog(config.out, trainer.step)))
-        log.message(parts)
+            samples = stack.enter_context(closing(SampleLog(config.out, first_step)))
         if num_ranks() > 1:
-            log.message(f"{parallel}, on {accelerator.device.type}")
-        for note in notes:
-            log.message(note)
-        if resumed:
-            log.message(f"resumed from {trainer.saver.last} at step {trainer.step}")
-        elif resume:
-            log.message(f"no checkpoint in {trainer.saver.folder}; starting anew")
+            notes.insert(0, f"{trainer.parallel}, on {trainer.accelerator.device.type}")
+        for line in (describe_parts(setup), *notes):
+            log.message(line)
         setup.train.on_reject = RejectFile(config.out).add
-        result = trainer.fit(log, samples)
+        result = trainer.fit(log, samples, stop)
         if setup.train.rejects:
             first = setup.train.rejects[0]
             log.message(
                 f"{setup.train.num_rejects} samples rejected, see {config.out / REJECTS_NAME}; "
                 f"the first: {first.key}: {first.reason}"
             )
-    _save_model(setup, result)
-    accelerator.wait_for_everyone()
+        with trainer.written_weights():
+            _save_model(setup, config.out, result)
+        if result.best is not None and result.best.step < result.steps:
+            _save_best(setup, trainer, result, result.best)
+    trainer.accelerator.wait_for_everyone()  # the folder is whole when any rank ends
     return result
+
+
+def _save_best(setup: Setup, trainer: Trainer[Any, Any], result: FitResult, best: Best) -> None:
+    """Write the best step's model beside the last one's, whose weights it takes over."""
+    trainer.saver.payload.restore_weights(trainer.saver.path(best.step))
+    with trainer.written_weights():
+        found = replace(result, steps=best.step, figures={best.figure: best.value})
+        _save_model(setup, setup.config.out / BEST_FOLDER, found)
 
 
 def build_setup(config: TrainConfig) -> Setup:
@@ -179,15 +217,15 @@ def build_setup(config: TrainConfig) -> Setup:
     )
     validation = None
     if data.validation:
-        held_out = [ShardSet.open(location) for location in data.validation]
-        validation = make(
-            held_out,
-            shuffle=False,
-            num_streams=num_ranks(),
-            rank=rank(),
-            num_ranks=num_ranks(),
-        )
-    return Setup(config, stage, processor, modules, objective, train, validation, notes)
+        streams = num_ranks()
+        own = partial(make, shuffle=False, num_streams=streams, rank=rank(), num_ranks=streams)
+        validation = Validation.open(data.validation, own, config.validation_batches)
+    questions = None
+    if config.evaluate is not None:
+        assert isinstance(objective, NextToken)
+        # The model belongs to no folder yet but the run's.
+        questions = Questions(Model(objective.model, processor, config.out), config.evaluate)
+    return Setup(config, stage, processor, modules, objective, train, validation, questions, notes)
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
@@ -217,9 +255,10 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
 def run_identity(setup: Setup) -> dict[str, Any]:
     """What must be equal for a checkpoint to be continued: all but where and how often we log."""
     free = {"out", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "device"}
-    free |= {"parallel"}
+    free |= {"parallel", "keep_best", "evaluate", "trackers"}
     identity = setup.config.model_dump(mode="json", exclude=free)
     del identity["data"]["num_workers"]  # the order of samples does not depend on it
+    del identity["optim"]["max_skipped_steps"]
     identity["manifests"] = [source.fingerprint for source in setup.train.sources]
     identity["batches_per_step"] = setup.train.order.num_streams
     if setup.config.contrastive is not None:  # pairs are contrasted with those of all ranks
@@ -344,21 +383,10 @@ def _texts(sources: Iterable[ShardSet]) -> Iterator[str]:
             yield from (message.text for message in raw.sample.messages)
 
 
-def _validation_batches(setup: Setup) -> Iterator[Any]:
-    """This rank's share of `validation_batches`, the first of its set, the same ones each time."""
-    assert setup.validation is not None
-    limit = setup.config.validation_batches
-    if limit is not None:
-        limit = len(range(rank(), limit, num_ranks()))
-    return islice(setup.validation.one_epoch(), limit)
-
-
 def _begin_run_folder(setup: Setup) -> None:
     """Write what says how to read a checkpoint of the run."""
-    out = setup.config.out
-    out.mkdir(parents=True, exist_ok=True)
-    (out / CONFIG_FILE).write_text(dump_config(setup.config))
-    setup.processor.save(out)
+    (setup.config.out / CONFIG_FILE).write_text(dump_config(setup.config))
+    setup.processor.save(setup.config.out)
 
 
 def _check_run_folder(out: Path, resume: bool) -> None:
@@ -373,13 +401,14 @@ def _check_run_folder(out: Path, resume: bool) -> None:
         )
 
 
-def _save_model(setup: Setup, result: FitResult) -> None:
+def _save_model(setup: Setup, folder: Path, result: FitResult) -> None:
     """Write the model folder, on the first rank; the others give it their parts of the weights."""
     components = {name: setup.modules[name] for name in setup.stage.components}
     tensors = gather_whole(component_tensors(components))
     if not is_first_rank():
         return
-    loaders = {"train": setup.train, "validation": setup.validation}
+    held_out = None if setup.validation is None else setup.validation.together
+    loaders = {"train": setup.train, "validation": held_out}
     data = {
         split: [
             {"folder": source.location, "manifest_sha256": source.fingerprint}
@@ -389,7 +418,7 @@ def _save_model(setup: Setup, result: FitResult) -> None:
     }
     provenance = {**describe_origin(setup.config, result.steps), "figures": dict(result.figures)}
     write_folder(
-        setup.config.out,
+        folder,
         folder_config(setup.config),
         tensors,
         setup.processor,

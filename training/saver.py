@@ -5,7 +5,8 @@ import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from safetensors import SafetensorError
 
@@ -57,6 +58,27 @@ class Saver:
         # Ranks agree in the thread, beside whatever the loop exchanges: on a group of its own.
         self._group = host_group()
 
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step lies."""
+        return checkpoint_path(self.folder, step)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Let what is being written come to its end, also when the run fails."""
+        try:
+            self.wait()
+        except UserError as failure:
+            if error is None:
+                raise
+            error.add_note(str(failure))
+
     def save(self, progress: Progress) -> Path:
         """Begin to write a checkpoint, after the one before it is complete; return its path.
 
@@ -98,8 +120,7 @@ class Saver:
         Raises:
             UserError: no checkpoint is whole, or settings have changed, or it does not fit.
         """
-        path = newest_whole(self.folder, say) if is_first_rank() else None
-        path = gather(path)[0]
+        path = self._together(partial(newest_whole, self.folder, say), first=True)[0]
         if path is None:
             return None
         progress, config = read_state(path)

@@ -81,7 +81,8 @@ class Parts:
 
     def write(self, folder: Path) -> list[str]:
         """Write this rank's file into a folder; return its name."""
-        name = f"tensors-{rank() + 1:05}-of-{num_ranks():05}.safetensors"
+        place = f"-{rank() + 1:05}-of-{num_ranks():05}" if num_ranks() > 1 else ""
+        name = f"tensors{place}.safetensors"
         offsets = {key: {OFFSETS_NAME: list(part.offsets)} for key, part in self.parts.items()}
         shapes = {key: list(part.shape) for key, part in self.parts.items()}
         header = {OFFSETS_KEY: json.dumps(offsets), SHAPES_KEY: json.dumps(shapes)}
@@ -113,7 +114,9 @@ class StoredParts:
             try:
                 self._add(path)
             except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path} cannot be read as parts of tensors: {error!r}") from error
+                raise UserError(
+                    f"{path} cannot be read as safetensors in parts: {error!r}"
+                ) from error
 
     def read(self, name: str, like: Tensor | None = None) -> Tensor:
         """Read a tensor onto the host whole; or if `like` is sharded, as that is, where it lies.

@@ -26,9 +26,10 @@ STATE_FILE = "state.json"
 
 @dataclass(frozen=True)
 class Best:
-    """The step whose figure was the best so far, and the figure."""
+    """The step whose figure was the best so far."""
 
     step: int
+    figure: str
     value: float
 
 
@@ -43,8 +44,8 @@ class Progress:
     step: int
     loader: LoaderState
     seconds: float
-    best: Best | None = None
-    guards: Mapping[str, Any] | None = None
+    best: Best | None
+    guards: Mapping[str, Any]
 
 
 class Snapshot(Protocol):
@@ -75,6 +76,10 @@ class Payload(Protocol):
         """
         ...
 
+    def restore_weights(self, folder: Path) -> None:
+        """Take the weights and their averages only."""
+        ...
+
 
 @dataclass(frozen=True)
 class WholePayload:
@@ -102,14 +107,16 @@ class WholePayload:
             UserError: a weight is missing, left over, or of another shape.
         """
         stored = StoredParts(folder)
-        self.restore_weights(folder, stored)
+        self._take_weights(folder, stored)
         _restore_optimizer(self.optimizer, stored)
         restore_random(stored)
 
-    @torch.no_grad()
-    def restore_weights(self, folder: Path, stored: StoredParts | None = None) -> None:
+    def restore_weights(self, folder: Path) -> None:
         """Take the weights and their averages only."""
-        stored = stored or StoredParts(folder)
+        self._take_weights(folder, StoredParts(folder))
+
+    @torch.no_grad()
+    def _take_weights(self, folder: Path, stored: StoredParts) -> None:
         shapes = {n: s for n, s in stored.shapes.items() if n.startswith(("model.", "ema."))}
         places = self._places()
         problems = mismatches({n: tuple(place.shape) for n, place in places.items()}, shapes)

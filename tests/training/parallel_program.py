@@ -79,8 +79,8 @@ def contrast(config: TrainConfig, rank: int, ranks: int) -> None:
     objective = setup.objective
     assert isinstance(objective, Contrastive)
     parallelise(config.parallel, build_accelerator(config), objective)
-    batch = next(setup.train.batches())
-    assert len(batch.keys) == sum(PAIRS_OF_RANKS)
+    size = sum(PAIRS_OF_RANKS)
+    batch = next(batch for batch in setup.train.batches() if len(batch.keys) == size)
     if ranks > 1:
         first = sum(PAIRS_OF_RANKS[:rank])
         batch = part_of(batch, first, first + PAIRS_OF_RANKS[rank])

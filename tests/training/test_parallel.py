@@ -249,7 +249,9 @@ def test_a_missing_ranks_file_is_noticed(runs: Path, tmp_path: Path) -> None:
 
 def test_a_file_without_places_is_refused(runs: Path, tmp_path: Path) -> None:
     save_file({"model.a": torch.ones(2)}, tmp_path / "tensors.safetensors")
-    with pytest.raises(UserError, match=r"tensors\.safetensors cannot be read as parts"):
+    with pytest.raises(
+        UserError, match=r"tensors\.safetensors cannot be read as safetensors in parts"
+    ):
         StoredParts(tmp_path)
 
 

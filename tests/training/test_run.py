@@ -27,7 +27,7 @@ from vlm.weights.folder import read_component, read_folder_config, read_provenan
 from vlm.weights.mllama_names import our_name
 
 MakeConfig = Callable[..., TrainConfig]
-SPEEDS = ("samples_per_s", "tokens_per_s")
+SPEEDS = ("samples_per_s", "tokens_per_s", "pictures_per_s", "data_wait", "memory_gb")
 
 
 def saved_weights(folder: Path) -> dict[str, torch.Tensor]:

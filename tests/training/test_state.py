@@ -25,6 +25,7 @@ CONFIG: dict[str, Any] = {
     "optim": {"learning_rate": 0.1, "betas": (0.9, 0.95)},
     "data": {"train": ["a"]},
 }
+GUARDS = {"skipped": 1, "losses": [0.1, 1e-9]}
 POSITION = LoaderState(((5, 2), (1, 0)))
 
 
@@ -52,7 +53,7 @@ def saver(folder: Path, run: Any, config: dict[str, Any] = CONFIG, keep: int = 2
 
 
 def save(folder: Path, step: int, run: WholePayload) -> Progress:
-    progress = Progress(step, POSITION, 4.5, Best(2, 0.5), {"skipped": 1, "losses": [0.1, 1e-9]})
+    progress = Progress(step, POSITION, 4.5, Best(2, "validation/loss", 0.5), GUARDS)
     writer = saver(folder, run)
     assert writer.save(progress) == folder / f"step-{step:08d}"
     writer.wait()
@@ -142,11 +143,11 @@ def test_training_goes_on_while_a_checkpoint_of_the_step_before_is_written(tmp_p
     train(run, 1)
     saved = [tensor.clone() for tensor in weights(run)]
     writer = saver(tmp_path, Held(run, go))
-    writer.save(Progress(1, POSITION, 1.0))
+    writer.save(Progress(1, POSITION, 1.0, None, GUARDS))
     train(run, 3)
     assert list_checkpoints(tmp_path) == []
     go.set()
-    writer.save(Progress(4, POSITION, 4.0))  # waits for the one before it
+    writer.save(Progress(4, POSITION, 4.0, None, GUARDS))  # waits for the one before it
     assert [path.name for path in list_checkpoints(tmp_path)][:1] == ["step-00000001"]
     writer.wait()
     other = make_run(1)
@@ -177,7 +178,7 @@ def test_a_failed_save_is_told_with_path_and_bytes_and_leaves_the_last_one(tmp_p
     save(tmp_path, 1, run)
     writer = saver(tmp_path, Failing(run))
     writer.last = tmp_path / "step-00000001"
-    writer.save(Progress(2, POSITION, 1.0))
+    writer.save(Progress(2, POSITION, 1.0, None, GUARDS))
     with pytest.raises(UserError) as caught:
         writer.wait()
     message = str(caught.value)
