@@ -11,9 +11,10 @@ from training.trainer import CHECKPOINTS
 from vlm.chat.processor import Processor
 from vlm.config import load_config
 from vlm.errors import UserError
-from vlm.weights.folder import write_folder
+from vlm.weights.folder import FolderConfig, write_folder
 
-PREFIX = "model."  # of weights, among a checkpoint's tensors
+# What begins the names of a checkpoint's tensors.
+WEIGHTS, AVERAGES = "model.", "ema."
 
 
 def convert_checkpoint(source: Path, out: Path) -> Path:
@@ -33,12 +34,10 @@ def convert_checkpoint(source: Path, out: Path) -> Path:
     progress, _ = read_state(checkpoint)
     stored = StoredParts(checkpoint)
     described = folder_config(config)
-    prefixes = tuple(f"{PREFIX}{component}." for component in described.components)
-    tensors = {
-        name.removeprefix(PREFIX): stored.read(name)
-        for name in stored.shapes
-        if name.startswith(prefixes)
-    }
+    tensors = {name: stored.read(f"{WEIGHTS}{name}") for name in _names(stored, WEIGHTS, described)}
+    if config.ema is not None and config.ema.write:
+        averages = _names(stored, AVERAGES, described)
+        tensors |= {name: stored.read(f"{AVERAGES}{name}") for name in averages}
     origin = {
         **describe_origin(config, progress.step),
         "figures": {},
@@ -47,6 +46,12 @@ def convert_checkpoint(source: Path, out: Path) -> Path:
     processor = Processor.from_folder(run, config.model.vision)
     write_folder(out, described, tensors, processor, {**origin, "figures": {}})
     return checkpoint
+
+
+def _names(stored: StoredParts, kind: str, described: FolderConfig) -> list[str]:
+    """The tensors of a kind that belong into the folder, by their names in it."""
+    prefixes = tuple(f"{kind}{component}." for component in described.components)
+    return [name.removeprefix(kind) for name in stored.shapes if name.startswith(prefixes)]
 
 
 def _find_checkpoint(source: Path) -> Path:

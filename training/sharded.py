@@ -186,7 +186,7 @@ def gather_whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if isinstance(tensor, DTensor):
             # A copy, for what is gathered may lie in a larger storage, with padding.
-            gathered = tensor.detach().full_tensor()
+            gathered = tensor.full_tensor().detach()
             host = gathered.to("cpu", copy=True) if is_first_rank() else gathered
         else:
             host = tensor.detach().cpu()

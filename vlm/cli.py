@@ -33,7 +33,9 @@ COMMANDS = {
     "caption": Command("vlm.commands", "Describe pictures."),
     "chat": Command("vlm.commands", "Talk with a model about pictures, in the terminal."),
     "eval": Command("eval.commands", "Measure a model on question shards."),
-    "convert": Command("training.commands", "Models of transformers and checkpoints to ours."),
+    "convert": Command(
+        "training.commands", "Models of transformers to ours and back; checkpoints to models."
+    ),
     "bench": Command("eval.commands", "Measure our speed beside others: encode, load, preprocess."),
     "env": Command("vlm.commands", "Print the versions and devices in use."),
 }
