@@ -47,7 +47,7 @@ def is_first_rank() -> bool:
 
 def leave_ranks() -> None:
     """Leave the group of processes, if there is one, when all is done."""
-    if num_ranks() > 1:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
