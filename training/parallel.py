@@ -112,10 +112,7 @@ def parallelise(
         return Parallel(strategy, model, config.reduce_every_batch)
     model.to(device)
     if strategy == "ddp":
-        objective.forward = DistributedDataParallel(
-            model,
-            gradient_as_bucket_view=True,
-        )
+        objective.forward = DistributedDataParallel(model, gradient_as_bucket_view=True)
     return Parallel(strategy, objective.forward)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, load
 
 import vlm
+from training.checkpoints import newest_whole, step_of
 from training.config import ParallelConfig, TrainConfig
 from training.conversion import convert_checkpoint
 from training.metrics import METRICS_FILE, read_metrics
@@ -97,7 +99,11 @@ def runs(make: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "clip_two": {"config": clip, "contrast": True, "ranks": 2},
         "siglip_one": {"config": siglip, "contrast": True},
         "siglip_two": {"config": siglip, "contrast": True, "ranks": 2},
-        "killed": {"config": make("finetune", steps=400), "ranks": 2, "kill": True},
+        "killed": {
+            "config": make("finetune", steps=400, checkpoint_every=1),
+            "ranks": 2,
+            "kill": True,
+        },
     }
     run_cases(folder, cases)
     return folder
@@ -272,7 +278,7 @@ def test_a_checkpoint_of_four_ranks_becomes_a_whole_model_folder(
     ("source", "complaint"),
     [
         ("nowhere", "neither the folder of a run nor a checkpoint"),
-        ("killed", "has no checkpoint"),
+        ("empty", "has no checkpoint"),
         ("hsdp", "is not empty"),
     ],
 )
@@ -280,14 +286,20 @@ def test_what_cannot_be_converted_is_named(
     source: str, complaint: str, runs: Path, tmp_path: Path
 ) -> None:
     out = runs / "one" if source == "hsdp" else tmp_path / "out"
+    if source == "empty":
+        (runs / source).mkdir()
+        shutil.copy(runs / "one" / "train.yaml", runs / source)
     with pytest.raises(UserError, match=complaint):
         convert_checkpoint(runs / source, out)
 
 
-def test_a_dead_rank_ends_the_others_and_checkpoints_stay(runs: Path) -> None:
+def test_a_dead_rank_ends_the_others_and_a_whole_checkpoint_stays(runs: Path) -> None:
     ended = json.loads((runs / "killed.exit.json").read_text())
     assert ended["codes"][1] == -9 and ended["codes"][0] != 0
     assert ended["seconds"] < 60
+    said: list[str] = []
+    newest = newest_whole(runs / "killed" / "checkpoints", said.append)
+    assert newest is not None and step_of(newest) >= 1 and said == []
 
 
 @pytest.mark.parametrize(
