@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data.collate import PairBatch
+from data.loader import Loader
 from training.config import TrainConfig
 from training.distributed import share_of_step, sum_over_ranks
 from training.metrics import METRICS_FILE, read_metrics
@@ -79,8 +80,9 @@ def contrast(config: TrainConfig, rank: int, ranks: int) -> None:
     objective = setup.objective
     assert isinstance(objective, Contrastive)
     parallelise(config.parallel, build_accelerator(config), objective)
-    size = sum(PAIRS_OF_RANKS)
-    batch = next(batch for batch in setup.train.batches() if len(batch.keys) == size)
+    reader = setup.train.reader
+    everyones = Loader(setup.train.sources, config.data, reader.encode, reader.collate, seed=0)
+    batch = next(b for b in everyones.batches() if len(b.keys) == sum(PAIRS_OF_RANKS))
     if ranks > 1:
         first = sum(PAIRS_OF_RANKS[:rank])
         batch = part_of(batch, first, first + PAIRS_OF_RANKS[rank])
