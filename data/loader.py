@@ -178,10 +178,11 @@ class Loader(Generic[RowT, BatchT]):
                 yield batch
 
     def one_epoch(self, epoch: int = 0) -> Iterator[BatchT]:
-        """Yield this rank's batches of one epoch, whatever `state` is.
+        """Yield this rank's batches of one epoch, whatever `state` is; it may have none.
 
         Raises:
-            UserError: more than `max_bad_fraction` of the samples were rejected, or none is left.
+            UserError: more than `max_bad_fraction` of the samples were rejected, or none is left
+                and there is no other rank.
         """
         first = epoch * self.order.pools_per_epoch
         numbers = range(first, first + self.order.pools_per_epoch)
@@ -190,7 +191,7 @@ class Loader(Generic[RowT, BatchT]):
         for pool in self._read(own):
             given += len(pool.batches)
             yield from pool.batches
-        if own and not given:
+        if len(own) == len(numbers) and not given:
             raise UserError("the data holds no usable sample")
 
     def _pools_left(self, stream: int) -> Iterator[int]:
