@@ -21,6 +21,7 @@ from data.config import DataConfig
 from data.order import Place, Pool, SampleOrder
 from data.schema import RawSample, Reject
 from data.shards import ShardSet
+from data.storage import StorageError
 from vlm.errors import UserError
 
 BatchT = TypeVar("BatchT")
@@ -61,12 +62,16 @@ class LoaderState:
 
 @dataclass(frozen=True)
 class PoolBatches(Generic[BatchT]):
-    """The batches of one pool, and the samples that were rejected."""
+    """The batches of one pool, and the samples that were rejected.
+
+    failure: why there are no batches, where a storage did not give the samples.
+    """
 
     number: int
     batches: list[BatchT]
     rejects: list[Reject]
     num_samples: int
+    failure: str | None = None
 
 
 class PoolReader(torch.utils.data.Dataset[PoolBatches[BatchT]], Generic[RowT, BatchT]):
@@ -91,7 +96,11 @@ class PoolReader(torch.utils.data.Dataset[PoolBatches[BatchT]], Generic[RowT, Ba
     def __getitem__(self, pool: Pool) -> PoolBatches[BatchT]:
         rows: list[RowT] = []
         rejects: list[Reject] = []
-        for place, raw in zip(pool.places, self._read(pool.places), strict=True):
+        try:
+            samples = self._read(pool.places)
+        except StorageError as error:  # what a worker raises comes with a page of its own calls
+            return PoolBatches(pool.number, [], [], len(pool.places), str(error))
+        for place, raw in zip(pool.places, samples, strict=True):
             if isinstance(raw, Reject):
                 rejects.append(raw)
                 continue
@@ -210,6 +219,8 @@ class Loader(Generic[RowT, BatchT]):
             generator=torch.Generator(),  # it draws a seed for workers, not from the run's stream
         )
         for pool in pools:
+            if pool.failure is not None:
+                raise StorageError(pool.failure)
             self._count_rejects(pool)
             yield pool
 
