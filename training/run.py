@@ -108,6 +108,7 @@ def train_stage(config: TrainConfig, resume: bool = False, force: bool = False) 
         setup = build_setup(config)
         freeze(setup.stage, parts_of(setup.modules))
         recomputed = recompute_blocks(setup.modules, config.memory)
+        flops = StepFlops(setup.modules, recomputed)  # of whole weights
         check_shardable(config)
         parallel = parallelise(config.parallel, accelerator, setup.objective)
         parts = parts_of(setup.modules)  # sharded ones, if they are
@@ -121,7 +122,7 @@ def train_stage(config: TrainConfig, resume: bool = False, force: bool = False) 
             setup.validation,
             run_identity(setup),
             setup.questions,
-            build_utilisation(StepFlops(setup.modules, recomputed), accelerator),
+            build_utilisation(flops, accelerator),
             parallel,
         )
         with locked(config.out):
