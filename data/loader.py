@@ -6,8 +6,10 @@ depends neither on the number of ranks nor on that of workers, and nothing is re
 
 import heapq
 import itertools
+import os
 import random
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -169,8 +171,14 @@ class Loader(Generic[RowT, BatchT]):
         `state` always names what comes next; a run resumes between two steps.
 
         Raises:
-            UserError: more than `max_bad_fraction` of the samples were rejected, or none is left.
+            UserError: more than `max_bad_fraction` of the samples were rejected, none is left, or
+                `state` is of another number of streams.
         """
+        if len(self.state.streams) != self.order.num_streams:
+            raise UserError(
+                f"a step had {len(self.state.streams)} batches where the run is to go on, and has "
+                f"{self.order.num_streams}: put batches_per_step back"
+            )
         waiting: dict[int, deque[tuple[int, int, BatchT]]] = {s: deque() for s in self.own_streams}
         pools = self._read(heapq.merge(*map(self._pools_left, self.own_streams)))
         num_empty = 0  # samples read since a batch was seen
@@ -258,5 +266,14 @@ class Loader(Generic[RowT, BatchT]):
 
 def _leave_signals_to_the_run(worker: int) -> None:
     """A scheduler signals all processes; the run saves first, and its workers end with it."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS, where a worker ends and the run with it
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_the_run, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_the_run(run: int) -> None:
+    """Exit when the process `run` says so: Python does at its end, and waits for its workers."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != run:
+        pass
+    os._exit(0)

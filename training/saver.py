@@ -118,13 +118,22 @@ class Saver:
             say: told of damaged checkpoints, of changed settings, and of where the run goes on.
             force: goes on under changed settings.
         Raises:
-            UserError: no checkpoint is whole, or settings have changed, or it does not fit.
+            UserError: no checkpoint is whole, settings have changed, or it does not fit; adapters
+                on another base never do.
         """
         path = self._together(partial(newest_whole, self.folder, say), first=True)[0]
         if path is None:
             return None
         progress, config = read_state(path)
         changes = config_changes(config, self.config)
+        other_base = config.get("base_sha256") != self.config.get("base_sha256")
+        if other_base:
+            raise UserError(
+                f"{path} holds adapters on other weights than those the run starts from "
+                f"(base_sha256 was {config.get('base_sha256')}, is "
+                f"{self.config.get('base_sha256')}): put back what it began with, or start anew in "
+                "another run folder (out=...)"
+            )
         if changes and not force:
             raise UserError(
                 f"the configuration has changed since {path}: {listed(changes)}; "

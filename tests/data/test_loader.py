@@ -179,6 +179,27 @@ def test_ranks_read_every_sample_of_an_epoch_once_between_them(folder: Path) -> 
         assert sorted(drawn) == [f"s{index:02d}" for index in range(NUM_SAMPLES)]
 
 
+def test_a_process_ends_though_its_workers_are_still_at_work(folder: Path) -> None:
+    program = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from reader_program import collate, encode
+from data.config import DataConfig
+from data.loader import Loader
+from data.shards import ShardSet
+config = DataConfig(train=(sys.argv[2],), batch_samples=2, max_tokens=100, num_workers=2)
+loader = Loader([ShardSet.open(sys.argv[2])], config, encode, collate, seed=0)
+batches = loader.batches()
+next(batches)
+raise SystemExit(5)
+"""
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": str(here.parents[1])}
+    command = [sys.executable, "-c", program, str(here), str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (5, "")
+
+
 def test_workers_of_a_rank_change_nothing(folder: Path) -> None:
     settings = {"num_streams": 4, "rank": 1, "num_ranks": 2}
     alone = list(islice(make_loader(folder, **settings).batches(), 20))
@@ -200,6 +221,15 @@ def test_the_batches_of_a_step_are_of_like_length(budget: dict[str, int], tmp_pa
         waits.append(max(costs) / (sum(costs) / 4))
     # About 1.1. Where ranks shuffle their batches apart, batches of 8 samples make it 1.9.
     assert sum(waits) / len(waits) < 1.25
+
+
+def test_a_position_of_another_number_of_streams_is_refused(folder: Path) -> None:
+    loader = make_loader(folder, num_streams=2)
+    loader.state = LoaderState.start(4)
+    with pytest.raises(
+        UserError, match=r"a step had 4 batches .* has 2: put batches_per_step back"
+    ):
+        next(loader.batches())
 
 
 def test_streams_that_ranks_cannot_share_evenly_are_refused(folder: Path) -> None:

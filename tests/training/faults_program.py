@@ -13,6 +13,7 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -88,7 +89,9 @@ def in_step(step: int, fault: Callable[[], object]) -> None:
 
 def signal_group(number: int) -> None:
     """Signal this process and its loader workers, as schedulers do."""
-    os.killpg(0, number)
+    # From another process: what comes from the run itself tells its workers to end.
+    command = ["kill", f"-{int(number)}", "--", f"-{os.getpgrp()}"]
+    subprocess.run(command, check=True, start_new_session=True)
 
 
 def signal_twice() -> None:
