@@ -232,3 +232,33 @@ def bench_preprocess(
     for agreement in agreements:
         print(agreement)
     publish(SpeedReport(machine=facts, rows=rows), "transformers", report)
+
+
+@bench.command("serve")
+def bench_serve(
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Also measure this model folder, many at a time beside one at a time."),
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=2, help="Answers at a time of --model.")] = 16,
+    seconds: Annotated[float, typer.Option(min=0.5, help="Of the steady load, and others.")] = 30,
+    stream_seconds: Annotated[float, typer.Option(min=1, help="Of the event streams.")] = 60,
+    requests: Annotated[int, typer.Option(min=100, help="Good and bad ones.")] = 10_000,
+    report: ReportFile = None,
+) -> None:
+    """Measure `vlm serve` under load, with an engine that computes nothing; a minute or more.
+
+    100 requests a second with a photo each; a crowd of 256; 64 event streams; good and bad
+    requests in turn; clients that hang up. The peer is the limit of each figure: a ratio above 1
+    means that it is kept.
+    """
+    from eval.speed.harness import SpeedReport, check_report_path, machine_facts, publish
+    from eval.speed.serve import Load, compare_concurrency, measure_load
+    from vlm.api import find_device
+
+    if report is not None:
+        check_report_path(report)
+    rows = measure_load(Load(seconds, stream_seconds, requests))
+    if model is not None:
+        rows.append(compare_concurrency(model, concurrency, 4 * concurrency))
+    publish(SpeedReport(machine=machine_facts(find_device("cpu")), rows=rows), "limit", report)

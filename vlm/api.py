@@ -10,6 +10,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from encoders.tiling import TiledImage
+from vlm.chat.answer import AnswerText
 from vlm.chat.processor import Processor
 from vlm.engine.generate import Generation
 from vlm.engine.sampling import SamplingConfig
@@ -97,7 +98,7 @@ class Model:
     def stream(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> Iterator[str]:
         """Like `chat`, giving the answer's text in pieces as it is generated."""
         config = self._config(settings)
-        answer = _Answer(self.processor, config)
+        answer = AnswerText(self.processor.tokenizer, config.stop)
         for _ in self._generate([self._prompt(messages)], config, [answer]):
             yield from answer.new_pieces()
         yield from answer.new_pieces(final=True)
@@ -135,7 +136,7 @@ class Model:
 
     def _reply(self, prompts: Sequence[Example], settings: Mapping[str, Any]) -> list[Reply]:
         config = self._config(settings)
-        answers = [_Answer(self.processor, config) for _ in prompts]
+        answers = [AnswerText(self.processor.tokenizer, config.stop) for _ in prompts]
         for _ in self._generate(prompts, config, answers):
             pass
         return [
@@ -151,7 +152,7 @@ class Model:
         ]
 
     def _generate(
-        self, prompts: Sequence[Example], config: AnswerConfig, answers: Sequence["_Answer"]
+        self, prompts: Sequence[Example], config: AnswerConfig, answers: Sequence[AnswerText]
     ) -> Iterator[list[int | None]]:
         """Run the engine, feeding each row's answer; yields after every step."""
         tokenizer = self.processor.tokenizer
@@ -173,7 +174,7 @@ class Model:
         while not generation.done:
             tokens = generation.step()
             for row, (token, answer) in enumerate(zip(tokens, answers, strict=True)):
-                if token is not None and answer.add(token, tokenizer.end_ids):
+                if token is not None and answer.add(token):
                     generation.finish(row)
             yield tokens
 
@@ -203,53 +204,6 @@ class Model:
             first = error.errors()[0]
             name = ".".join(map(str, first["loc"]))
             raise UserError(f"setting {name} is {first['input']!r}: {first['msg']}") from None
-
-
-class _Answer:
-    """The text of one row as it grows, cut at the first stop string."""
-
-    def __init__(self, processor: Processor, config: AnswerConfig) -> None:
-        self.tokenizer = processor.tokenizer
-        self.stop = config.stop
-        self.token_ids: list[int] = []
-        self.text = ""
-        self.stopped = False
-        self._given = 0
-
-    def add(self, token: int, end_ids: Sequence[int]) -> bool:
-        """Add a token; return whether the answer has ended."""
-        self.token_ids.append(token)
-        if token in end_ids:
-            self.stopped = True
-            return True
-        self.text = self.tokenizer.decode(self.token_ids)
-        found = [self.text.find(stop) for stop in self.stop if stop in self.text]
-        if found:
-            self.text = self.text[: min(found)]
-            self.stopped = True
-        return self.stopped
-
-    def new_pieces(self, final: bool = False) -> Iterator[str]:
-        """Text that is certain by now and was not given before, without outer whitespace.
-
-        Held back: an unfinished character, what may grow into a stop string, and whitespace that
-        may turn out to be the last.
-        """
-        certain = self.text
-        if not (self.stopped or final):
-            certain = certain.rstrip("\N{REPLACEMENT CHARACTER}")
-            held = [
-                size
-                for stop in self.stop
-                for size in range(1, len(stop))
-                if certain.endswith(stop[:size])
-            ]
-            certain = certain[: len(certain) - max(held, default=0)]
-        start = max(self._given, len(self.text) - len(self.text.lstrip()))
-        end = len(certain.rstrip())
-        if end > start:
-            yield self.text[start:end]
-            self._given = end
 
 
 def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> Model:

@@ -32,9 +32,12 @@ COMMANDS = {
     "ask": Command("vlm.commands", "Ask a question about one or more pictures."),
     "caption": Command("vlm.commands", "Describe pictures."),
     "chat": Command("vlm.commands", "Talk with a model about pictures, in the terminal."),
+    "serve": Command(
+        "vlm.server.commands", "Serve a model over HTTP, in the form of OpenAI's API."
+    ),
     "eval": Command("eval.commands", "Measure a model on question shards."),
     "convert": Command("vlm.weights.commands", "Models of transformers to ours, and back."),
-    "bench": Command("eval.commands", "Measure our speed beside others: encode, load, preprocess."),
+    "bench": Command("eval.commands", "Measure our speed beside others: encode, load, serve, ..."),
     "env": Command("vlm.commands", "Print the versions and devices in use."),
 }
 
