@@ -31,7 +31,9 @@ PATIENCE_S = 10.0  # of a silent stream, before a comment keeps it open
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorReply} for status in (400, 401, 404, 408, 413, 429, 500, 503)
 }
-STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
+EVENTS = "text/event-stream"
+STREAM = {EVENTS: {"schema": {"type": "string"}}}
+UNBUFFERED = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # by caches and by nginx
 
 
 def chat_routes(service: Service) -> APIRouter:
@@ -52,7 +54,7 @@ def chat_routes(service: Service) -> APIRouter:
         completion = await unless_gone(request, _start(body, service, lease, request))
         if not body.stream:
             return await unless_gone(request, completion.whole())
-        return StreamingResponse(completion.events(), media_type="text/event-stream")
+        return StreamingResponse(completion.events(), headers=UNBUFFERED, media_type=EVENTS)
 
     return router
 

@@ -31,9 +31,10 @@ def serve(service: Service) -> None:
     Raises:
         UserError: the address cannot be listened on.
     """
+    listener = _listen(service.config.host, service.config.port)
     log_to_stderr()
     _allow_many_files()
-    asyncio.run(_serve(service, _listen(service.config.host, service.config.port)))
+    asyncio.run(_serve(service, listener))
 
 
 def http_server(service: Service) -> uvicorn.Server:

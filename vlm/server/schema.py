@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveInt, T
 
 MAX_CHOICES = 128  # OpenAI's; a server's own limit is lower
 MAX_STOPS = 4
+# Each costs tokens; so many that reading them would hold up others fit no context.
+MAX_MESSAGES = 4096
+MAX_PARTS = 4096
 MAX_TOP_LOGPROBS = 20
 
 DOT = (
@@ -79,7 +82,8 @@ def _stop_form(value: Any) -> str:
 
 
 Content = Annotated[
-    Annotated[str, Tag("as_text")] | Annotated[list[Part], Field(min_length=1), Tag("as_parts")],
+    Annotated[str, Tag("as_text")]
+    | Annotated[list[Part], Field(min_length=1, max_length=MAX_PARTS), Tag("as_parts")],
     Discriminator(_form),
 ]
 StopText = Annotated[str, Field(min_length=1)]
@@ -135,7 +139,7 @@ class ChatRequest(_Received):
     model_config = ConfigDict(json_schema_extra={"examples": EXAMPLES})  # type: ignore[dict-item]
 
     model: str
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_tokens: PositiveInt | None = None
     max_completion_tokens: PositiveInt | None = None
     temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)

@@ -56,7 +56,8 @@ class Served:
     def wait_until_free(self, seconds: float = 5.0) -> None:
         """Wait until no place is taken, in the server and in the engine."""
         end = time.monotonic() + seconds
-        while self.service.worker.num_open or self.engine.num_active or self.engine.num_waiting:
+        worker = self.service.worker
+        while worker.num_open or worker.num_active or worker.num_waiting:
             assert time.monotonic() < end, "places are still taken"
             time.sleep(0.01)
 
@@ -90,12 +91,18 @@ class _Runner:
         self._running: list[tuple[Any, threading.Thread, Served]] = []
 
     def serve(
-        self, engine: Any = None, source: ImageSource | None = None, **settings: Any
+        self,
+        engine: Any = None,
+        source: ImageSource | None = None,
+        service: Service | None = None,
+        **settings: Any,
     ) -> Served:
-        """Serve with an engine of one's own, or one that says ANSWER."""
-        config = ServerConfig.model_validate({"name": "tiny", **settings})
-        engine = engine or self._make_stub(slots=config.slots)
-        service = Service(self._processor, engine, MAX_CONTEXT, config, "tiny", source)
+        """Serve with an engine of one's own, or one that says ANSWER; or a whole service."""
+        if service is None:
+            config = ServerConfig.model_validate({"name": "tiny", **settings})
+            engine = engine or self._make_stub(slots=config.slots)
+            service = Service(self._processor, engine, MAX_CONTEXT, config, "tiny", source)
+        config = service.config
         server = http_server(service)
         listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
 
@@ -140,7 +147,10 @@ def served(runner: _Runner) -> Served:
 
 @pytest.fixture(scope="module")
 def serve(runner: _Runner) -> Serve:
-    """`serve(engine=None, source=None, **settings)`: another server; ends with the file's tests."""
+    """`serve(engine, source, service, **settings)`: another server; it ends with the file's tests.
+
+    All are optional, see `_Runner.serve`.
+    """
     return runner.serve
 
 

@@ -84,7 +84,7 @@ def test_40_sigterm_finishes_what_is_in_flight_and_exits_with_0() -> None:
                 assert answer.text.endswith("data: [DONE]\n\n")
         _, log = process.communicate(timeout=30)
     assert process.returncode == 0
-    lines = [json.loads(line) for line in log.splitlines()]
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
     (drained,) = [line for line in lines if line["message"] == "drained"]
     assert drained["unfinished"] == 0
     asked = [line for line in lines if line.get("route") == "/v1/chat/completions"]
