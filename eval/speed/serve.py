@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psutil
 
 from eval.speed.harness import Row
 from eval.speed.photos import encode_jpeg, make_photo
@@ -98,9 +99,7 @@ class Target:
 
     def memory_mb(self) -> float:
         """Resident memory of the server's process."""
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
-        return int(line.split()[1]) / 1024
+        return float(psutil.Process(self.pid).memory_info().rss) / 2**20
 
 
 def measure_load(load: Load) -> list[Row]:
