@@ -130,6 +130,49 @@ def bench_encode(
     publish(SpeedReport(machine=machine_facts(target), rows=rows), against, report)
 
 
+@bench.command("decode")
+def bench_decode(
+    against: Annotated[
+        Literal["transformers"], typer.Option(help="The peer: its Mllama, through `generate`.")
+    ] = "transformers",
+    size: Annotated[
+        Literal["tiny", "30m", "11b"],
+        typer.Option(
+            help="30m is half as deep as the 11B, 320 wide, with tiles of 257 tokens. 11b is the "
+            "real shape, for a GPU; tiny is for tests."
+        ),
+    ] = "30m",
+    batch_size: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Prompts answered together; may be repeated. Default: 1 and 8."),
+    ] = None,
+    prompt_tokens: Annotated[int, typer.Option(min=2, help="Of text in a prompt.")] = 64,
+    new_tokens: Annotated[int, typer.Option(min=2, help="Of each answer.")] = 64,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    repeats: Repeats = 5,
+    report: ReportFile = None,
+) -> None:
+    """Measure answering: tokens a second, and the time to the first token.
+
+    Both sides hold the same weights and get prompts of a picture of one tile and random words. The
+    first token comes after the picture and the prompt were run; of a picture seen before, we keep
+    what the decoder reads. A ratio above 1 means that we are ahead.
+    """
+    from eval.speed.decode import compare_with_transformers
+    from eval.speed.harness import SpeedReport, check_report_path, machine_facts, publish
+    from vlm.api import find_device
+
+    target = find_device(device)
+    if report is not None:
+        check_report_path(report)
+    rows, agreements = compare_with_transformers(
+        size, batch_size or (1, 8), prompt_tokens, new_tokens, target, dtype, repeats
+    )
+    print("\n".join(agreements))
+    publish(SpeedReport(machine=machine_facts(target), rows=rows), against, report)
+
+
 @bench.command("load")
 def bench_load(
     data: Annotated[

@@ -70,7 +70,7 @@ async def _answer(
     prompt = await service.prompts.read_question(contents, question)
     wish = Wish(
         max_new_tokens=service.answer_tokens(prompt, max_tokens, "max_tokens"),
-        sampling=sampling_of(temperature, top_p, seed),
+        sampling=sampling_of(seed, temperature=temperature, top_p=top_p),
     )
     answers = service.answer(lease, prompt, wish, facts_of(request))
     growths: list[Growth] = [

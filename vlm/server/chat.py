@@ -89,7 +89,16 @@ async def _start(
         max_new_tokens=service.answer_tokens(
             prompt, body.max_completion_tokens or body.max_tokens, param
         ),
-        sampling=sampling_of(body.temperature, body.top_p, body.seed),
+        sampling=sampling_of(
+            body.seed,
+            temperature=body.temperature,
+            top_p=body.top_p,
+            top_k=body.top_k,
+            min_p=body.min_p,
+            repetition_penalty=body.repetition_penalty,
+            logprobs=body.logprobs,
+            top_logprobs=body.top_logprobs,
+        ),
         stop=body.stops,
         num_choices=body.n or 1,
         with_logprobs=bool(body.logprobs),

@@ -28,6 +28,9 @@ class ServerConfig(BaseModel):
     api_keys: one of them must come with every request but `/health`. None given: everybody is
         served.
 
+    max_context: tokens of a prompt and its answer; memory is set aside for so many in each slot.
+        None is 8,192, or fewer where the model has fewer.
+    image_cache_mb: what is kept of images for later questions about them, in MiB.
     slots: answers generated at the same time.
     queue: answers that may wait for a slot; more are told 429.
     default_max_tokens: of an answer whose request says nothing; `vlm ask` has the same.
@@ -63,6 +66,8 @@ class ServerConfig(BaseModel):
     name: str | None = Field(default=None, min_length=1)
     api_keys: tuple[SecretStr, ...] = ()
 
+    max_context: PositiveInt | None = None
+    image_cache_mb: PositiveInt = 1024
     slots: PositiveInt = 8
     queue: NonNegativeInt = 64
     default_max_tokens: PositiveInt = 128

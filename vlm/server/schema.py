@@ -134,6 +134,7 @@ class ChatRequest(_Received):
     temperature: 0, the default, takes the likeliest token each time.
     seed: the same seed gives the same answer.
     n: how many answers; each draws with a seed of its own.
+    top_k, min_p, repetition_penalty: not OpenAI's; see `vlm.engine.sampling.SamplingConfig`.
     """
 
     model_config = ConfigDict(json_schema_extra={"examples": EXAMPLES})  # type: ignore[dict-item]
@@ -155,6 +156,9 @@ class ChatRequest(_Received):
     response_format: TextFormat | None = None
     frequency_penalty: float | None = Field(default=None, ge=0, le=0, allow_inf_nan=False)
     presence_penalty: float | None = Field(default=None, ge=0, le=0, allow_inf_nan=False)
+    top_k: PositiveInt | None = None
+    min_p: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
+    repetition_penalty: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 from vlm.chat.processor import Processor
 from vlm.engine.sampling import SamplingConfig
@@ -121,10 +122,7 @@ class Service:
         return Answers(self.processor.tokenizer, lease, prompt, wish, facts)
 
 
-def sampling_of(temperature: float | None, top_p: float | None, seed: int | None) -> SamplingConfig:
-    """Sampling as a client asks for it; nothing said is greedy."""
-    return SamplingConfig(
-        temperature=temperature or 0.0,
-        top_p=1.0 if top_p is None else top_p,
-        seed=None if seed is None else seed % 2**64,
-    )
+def sampling_of(seed: int | None, **wishes: Any) -> SamplingConfig:
+    """Sampling as a client asks for it: what is None it leaves open; nothing said is greedy."""
+    said = {name: value for name, value in wishes.items() if value is not None}
+    return SamplingConfig(seed=None if seed is None else seed % 2**64, **said)

@@ -139,6 +139,13 @@ HOSTILE_TEMPLATES = {
 }
 
 
+def test_a_context_beyond_the_models_is_refused(model: vlm.Model) -> None:
+    assert service_of(model, ServerConfig(max_context=100)).max_context == 100
+    assert service_of(model, ServerConfig()).max_context == 256
+    with pytest.raises(UserError, match="256 positions"):
+        service_of(model, ServerConfig(max_context=257))
+
+
 @pytest.mark.parametrize("name", HOSTILE_TEMPLATES)
 def test_43_a_hostile_template_is_refused_at_the_start(
     folder: Path, tmp_path: Path, name: str

@@ -127,11 +127,15 @@ def test_the_settings_reach_the_engine(client: openai.OpenAI, served: Any) -> No
         seed=-1,
         n=3,
         max_completion_tokens=5,
+        extra_body={"top_k": 3, "min_p": 0.1, "repetition_penalty": 1.2},
     )
     requests = served.engine.requests[-3:]
     assert [request.sampling.seed for request in requests] == [2**64 - 1, 0, 1]
     assert {r.sampling.temperature for r in requests} == {0.7}
     assert {r.sampling.top_p for r in requests} == {0.9}
+    assert {r.sampling.top_k for r in requests} == {3}
+    assert {r.sampling.min_p for r in requests} == {0.1}
+    assert {r.sampling.repetition_penalty for r in requests} == {1.2}
     assert {r.max_new_tokens for r in requests} == {5}
 
 
