@@ -281,9 +281,9 @@ def bench_preprocess(
 def bench_serve(
     model: Annotated[
         Path | None,
-        typer.Option(help="Also measure this model folder, many at a time beside one at a time."),
+        typer.Option(help="A model folder for many at a time beside one. Default: a small one."),
     ] = None,
-    concurrency: Annotated[int, typer.Option(min=2, help="Answers at a time of --model.")] = 16,
+    concurrency: Annotated[int, typer.Option(min=2, help="Answers at a time.")] = 16,
     seconds: Annotated[float, typer.Option(min=0.5, help="Of the steady load, and others.")] = 30,
     stream_seconds: Annotated[float, typer.Option(min=1, help="Of the event streams.")] = 60,
     requests: Annotated[int, typer.Option(min=100, help="Good and bad ones.")] = 10_000,
@@ -293,15 +293,21 @@ def bench_serve(
 
     100 requests a second with a photo each; a crowd of 256; 64 event streams; good and bad
     requests in turn; clients that hang up. The peer is the limit of each figure: a ratio above 1
-    means that it is kept.
+    means that it is kept. Last, answers a second of a real model, many at a time beside one.
     """
+    from tempfile import TemporaryDirectory
+
     from eval.speed.harness import SpeedReport, check_report_path, machine_facts, publish
-    from eval.speed.serve import Load, compare_concurrency, measure_load
+    from eval.speed.serve import Load, measure_load
+    from eval.speed.serve_throughput import compare_concurrency, make_model
     from vlm.api import find_device
 
     if report is not None:
         check_report_path(report)
     rows = measure_load(Load(seconds, stream_seconds, requests))
-    if model is not None:
+    with TemporaryDirectory() as made:
+        if model is None:
+            model = Path(made) / "made"
+            make_model(model)
         rows.append(compare_concurrency(model, concurrency, 4 * concurrency))
     publish(SpeedReport(machine=machine_facts(find_device("cpu")), rows=rows), "limit", report)

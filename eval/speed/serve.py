@@ -7,30 +7,30 @@ that they are the server's. The peer of each is the limit that it must keep.
 import asyncio
 import base64
 import json
-import os
 import random
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
-import psutil
 
 from eval.speed.harness import Row
 from eval.speed.photos import encode_jpeg, make_photo
-from vlm.errors import UserError
+from eval.speed.serve_clients import (
+    Tally,
+    Target,
+    free_port,
+    question,
+    require,
+    server_process,
+    target_at,
+)
 
-ROOT = Path(__file__).resolve().parents[2]
 PHOTO_PX = (700, 540)  # as a JPEG, 145 KB
 RATE = 100
 STREAM_TOKENS_S = 5.0
-START_S = 180.0
 STUB = "eval.speed.stub_server"
 
 
@@ -50,58 +50,6 @@ class Load:
     disconnects: int = 100
 
 
-@dataclass
-class Tally:
-    """What clients saw: seconds of each answer by its status; `None` is a broken connection."""
-
-    seconds: dict[int | None, list[float]] = field(default_factory=dict)
-
-    def add(self, status: int | None, seconds: float) -> None:
-        """Note an answer."""
-        self.seconds.setdefault(status, []).append(seconds)
-
-    @property
-    def statuses(self) -> dict[str, int]:
-        """How many answers of each status."""
-        return {str(status): len(seconds) for status, seconds in self.seconds.items()}
-
-    def p99(self, status: int) -> float:
-        """Seconds that 99 of 100 answers of a status took at most."""
-        ordered = sorted(self.seconds.get(status, [float("inf")]))
-        return ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
-
-
-@dataclass(frozen=True)
-class Target:
-    """A server under load, and the process that it runs in."""
-
-    session: aiohttp.ClientSession
-    model: str
-    pid: int
-
-    async def chat(self, body: dict[str, Any], tally: Tally) -> dict[str, Any] | None:
-        """Post a chat and note how it went; return the answer if there is one."""
-        start = time.perf_counter()
-        try:
-            async with self.session.post("/v1/chat/completions", json=body) as response:
-                answer = await response.json()
-        except aiohttp.ClientError:
-            tally.add(None, time.perf_counter() - start)
-            return None
-        tally.add(response.status, time.perf_counter() - start)
-        return dict(answer) if response.status == 200 else None
-
-    async def open_places(self) -> int:
-        """Places taken, as the server says."""
-        async with self.session.get("/metrics") as response:
-            lines = (await response.text()).splitlines()
-        return int(next(float(s.split()[1]) for s in lines if s.startswith("vlm_answers_open ")))
-
-    def memory_mb(self) -> float:
-        """Resident memory of the server's process."""
-        return float(psutil.Process(self.pid).memory_info().rss) / 2**20
-
-
 def measure_load(load: Load) -> list[Row]:
     """Put a server with a stub engine under load.
 
@@ -111,42 +59,12 @@ def measure_load(load: Load) -> list[Row]:
         RuntimeError: an answer that there must not be: a reset, a 500.
     """
     rows: list[Row] = []
-    with stub_process({"slots": 32, "queue": 64}, step_s=0.005) as (port, pid):
+    with _stub_process({"slots": 32, "queue": 64}, step_s=0.005) as (port, pid):
         for part in (_steady, _crowd, _mixed, _disconnects):
-            rows += asyncio.run(_on(port, pid, "stub", part, load))
-    with stub_process({"slots": 64, "queue": 0}, step_s=1 / STREAM_TOKENS_S) as (port, pid):
-        rows += asyncio.run(_on(port, pid, "stub", _streams, load))
+            rows += asyncio.run(_measure(port, pid, part, load))
+    with _stub_process({"slots": 64, "queue": 0}, step_s=1 / STREAM_TOKENS_S) as (port, pid):
+        rows += asyncio.run(_measure(port, pid, _streams, load))
     return rows
-
-
-def compare_concurrency(folder: Path, concurrency: int, requests: int) -> Row:
-    """Measure answers a second of a model folder, many at a time beside one at a time.
-
-    Raises:
-        RuntimeError: the two give different answers.
-    """
-    arguments = ["-m", "vlm", "serve", str(folder), f"slots={concurrency}", f"queue={concurrency}"]
-    with _process([*arguments, "--port", str(port := _free_port())], port) as pid:
-        work = _many_and_one(concurrency, requests)
-        return asyncio.run(_on(port, pid, folder.name, work, Load()))[0]
-
-
-Part = Callable[[Target, Load], Awaitable[list[Row]]]
-
-
-async def _on(port: int, pid: int, model: str, part: Part, load: Load) -> list[Row]:
-    async with _session(port) as session:
-        return await part(Target(session, model, pid), load)
-
-
-@asynccontextmanager
-async def _session(port: int) -> AsyncIterator[aiohttp.ClientSession]:
-    connector = aiohttp.TCPConnector(limit=0)
-    timeout = aiohttp.ClientTimeout(total=None)
-    async with aiohttp.ClientSession(
-        f"http://127.0.0.1:{port}", connector=connector, timeout=timeout
-    ) as session:
-        yield session
 
 
 async def _steady(target: Target, load: Load) -> list[Row]:
@@ -170,7 +88,7 @@ async def _steady(target: Target, load: Load) -> list[Row]:
         return time.perf_counter() - start
 
     seconds = await _watching_health(target, health, all_of_them())
-    _require(tally, {"200"})
+    require(tally, {"200"})
     rate = len(tally.seconds[200]) / seconds
     return [
         _at_least("steady", "145 KB JPEGs, 32 at a time", rate, RATE * 0.98, "requests/s"),
@@ -194,7 +112,7 @@ async def _crowd(target: Target, load: Load) -> list[Row]:
         return load.steady_s
 
     await _watching_health(target, health, crowd())
-    _require(tally, {"200", "429"})
+    require(tally, {"200", "429"})
     answered = f"{tally.statuses.get('200', 0)} x 200, {tally.statuses.get('429', 0)} x 429"
     return [
         _at_most("crowd of 256", f"p99 of 429; {answered}", tally.p99(429), 1.0),
@@ -217,7 +135,7 @@ async def _mixed(target: Target, load: Load) -> list[Row]:
             await target.chat(draw.choice(bodies), tally)
 
     await asyncio.gather(*(client() for _ in range(16)))
-    _require(tally, {"200", "400", "404"})
+    require(tally, {"200", "400", "404"})
     growth = max(target.memory_mb() - before, 0.1)
     setting = f"{load.mixed} requests: {tally.statuses}"
     return [_at_most("good and bad", setting, growth, 100.0, "MB more")]
@@ -228,7 +146,7 @@ async def _disconnects(target: Target, load: Load) -> list[Row]:
     draw = random.Random(0)
 
     async def client() -> None:
-        body = {**_question(target.model), "max_tokens": 4000, "stream": bool(draw.getrandbits(1))}
+        body = {**question(target.model), "max_tokens": 4000, "stream": bool(draw.getrandbits(1))}
         with suppress(TimeoutError, aiohttp.ClientError):
             async with asyncio.timeout(draw.uniform(0.01, 1.0)):
                 async with target.session.post("/v1/chat/completions", json=body) as response:
@@ -249,7 +167,7 @@ async def _streams(target: Target, load: Load) -> list[Row]:
 
     async def stream() -> float:
         tokens = int(load.streams_s * STREAM_TOKENS_S)
-        body = {**_question(target.model), "max_tokens": tokens, "stream": True}
+        body = {**question(target.model), "max_tokens": tokens, "stream": True}
         longest, last, text = 0.0, None, b""
         async with target.session.post("/v1/chat/completions", json=body) as response:
             async for line in response.content:
@@ -271,45 +189,6 @@ async def _streams(target: Target, load: Load) -> list[Row]:
     ]
 
 
-def _many_and_one(concurrency: int, requests: int) -> Part:
-    async def measure(target: Target, load: Load) -> list[Row]:
-        bodies = [
-            {**_question(target.model, f"How many circles are there, {number}?"), "max_tokens": 32}
-            for number in range(requests)
-        ]
-
-        async def answers(at_a_time: int) -> tuple[list[str], float]:
-            gate, start = asyncio.Semaphore(at_a_time), time.perf_counter()
-
-            async def one(body: dict[str, Any]) -> str:
-                async with gate:
-                    answer = await target.chat(body, tally := Tally())
-                _require(tally, {"200"})
-                assert answer is not None
-                return str(answer["choices"][0]["message"]["content"])
-
-            texts = await asyncio.gather(*(one(body) for body in bodies))
-            return list(texts), time.perf_counter() - start
-
-        await answers(concurrency)
-        many, many_s = await answers(concurrency)
-        single, single_s = await answers(1)
-        if many != single:
-            raise RuntimeError("answers given at the same time differ from those one at a time")
-        return [
-            Row(
-                name="throughput",
-                setting=f"{concurrency} at a time beside one, {requests} requests",
-                ours=requests / many_s,
-                peer=requests / single_s,
-                ratio=single_s / many_s,
-                unit="answers/s",
-            )
-        ]
-
-    return measure
-
-
 async def _watching_health(target: Target, tally: Tally, work: Awaitable[float]) -> float:
     """Do something, and ask `/health` ten times a second meanwhile."""
 
@@ -328,36 +207,27 @@ async def _watching_health(target: Target, tally: Tally, work: Awaitable[float])
         watching.cancel()
 
 
-def _question(model: str, text: str = "How many?") -> dict[str, Any]:
-    return {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": 8}
-
-
 def _photo_question(model: str) -> dict[str, Any]:
     photo = base64.b64encode(encode_jpeg(make_photo(*PHOTO_PX, seed=0))).decode()
     content = [
         {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{photo}"}},
         {"type": "text", "text": "How many?"},
     ]
-    return {**_question(model), "messages": [{"role": "user", "content": content}]}
+    return {**question(model), "messages": [{"role": "user", "content": content}]}
 
 
 def _bad_bodies(model: str) -> list[dict[str, Any]]:
-    question = _question(model)
+    sound = question(model)
     broken = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
     remote = {"type": "image_url", "image_url": {"url": "http://127.0.0.1/a.png"}}
     return [
-        {**question, "n": 10**9},
-        {**question, "messages": []},
-        {**question, "model": "another"},
-        {**question, "messages": [{"role": "user", "content": [broken]}]},
-        {**question, "messages": [{"role": "user", "content": [remote]}]},
-        {**question, "messages": [{"role": "user", "content": "word " * 20_000}]},
+        {**sound, "n": 10**9},
+        {**sound, "messages": []},
+        {**sound, "model": "another"},
+        {**sound, "messages": [{"role": "user", "content": [broken]}]},
+        {**sound, "messages": [{"role": "user", "content": [remote]}]},
+        {**sound, "messages": [{"role": "user", "content": "word " * 20_000}]},
     ]
-
-
-def _require(tally: Tally, allowed: set[str]) -> None:
-    if set(tally.statuses) - allowed:
-        raise RuntimeError(f"answers {tally.statuses}, allowed: {sorted(allowed)}")
 
 
 def _at_most(name: str, setting: str, ours: float, limit: float, unit: str = "s") -> Row:
@@ -368,50 +238,17 @@ def _at_least(name: str, setting: str, ours: float, limit: float, unit: str) -> 
     return Row(name=name, setting=setting, ours=ours, peer=limit, ratio=ours / limit, unit=unit)
 
 
+Part = Callable[[Target, Load], Awaitable[list[Row]]]
+
+
+async def _measure(port: int, pid: int, part: Part, load: Load) -> list[Row]:
+    async with target_at(port, pid, "stub") as target:
+        return await part(target, load)
+
+
 @contextmanager
-def stub_process(settings: dict[str, Any], step_s: float) -> Iterator[tuple[int, int]]:
-    """A server with a stub engine in a process of its own; gives its port and process id."""
-    port = _free_port()
+def _stub_process(settings: dict[str, Any], step_s: float) -> Iterator[tuple[int, int]]:
+    port = free_port()
     arguments = ["-m", STUB, json.dumps({**settings, "port": port}), str(step_s)]
-    with _process(arguments, port) as pid:
+    with server_process(arguments, port) as pid:
         yield port, pid
-
-
-@contextmanager
-def _process(arguments: Sequence[str], port: int) -> Iterator[int]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        [sys.executable, *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=environment,
-    )
-    try:
-        asyncio.run(_until_ready(port, process))
-        yield process.pid
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-async def _until_ready(port: int, process: "subprocess.Popen[bytes]") -> None:
-    end = time.monotonic() + START_S
-    async with _session(port) as session:
-        while True:
-            with suppress(aiohttp.ClientError):
-                async with session.get("/ready") as response:
-                    if response.status == 200:
-                        return
-            if process.poll() is not None or time.monotonic() > end:
-                raise UserError("the server to be measured did not start; try `vlm serve` itself")
-            await asyncio.sleep(0.1)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
