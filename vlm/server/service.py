@@ -68,7 +68,8 @@ class Service:
             yield lease
         finally:
             lease.close()
-            self._answer_s += 0.1 * (time.perf_counter() - start - self._answer_s)
+            if lease.has_requests:
+                self._answer_s += 0.1 * (time.perf_counter() - start - self._answer_s)
 
     def take(self, lease: Lease, num_places: int) -> None:
         """Reserve places for a request's answers.

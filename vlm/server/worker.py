@@ -80,6 +80,11 @@ class Lease:
         self._worker.submit(ticket)
 
     @property
+    def has_requests(self) -> bool:
+        """Whether the engine was handed anything."""
+        return bool(self._tickets)
+
+    @property
     def has_ended(self) -> bool:
         """Whether every request has ended."""
         return all(ticket.ended for ticket in self._tickets)

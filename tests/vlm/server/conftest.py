@@ -101,7 +101,8 @@ class _Runner:
         if service is None:
             config = ServerConfig.model_validate({"name": "tiny", **settings})
             engine = engine or self._make_stub(slots=config.slots)
-            service = Service(self._processor, engine, MAX_CONTEXT, config, "tiny", source)
+            max_context = config.max_context or MAX_CONTEXT
+            service = Service(self._processor, engine, max_context, config, "tiny", source)
         config = service.config
         server = http_server(service)
         listener = socket.create_server(("127.0.0.1", 0), backlog=2048)

@@ -738,21 +738,25 @@ def test_42_idle_sockets_and_slow_senders_are_closed_and_users_served(serve: Any
 
 
 def test_42_a_client_that_takes_nothing_is_let_go(serve: Any, make_stub: Any) -> None:
-    served = serve(
-        make_stub(answer=[40], step_s=0.0, slots=8), write_s=0.5, head_s=1.0, max_choices=8
-    )
-    body = json.dumps(
-        {**ASKED, "stream": True, "n": 8, "logprobs": True, "max_tokens": 240}
-    ).encode()
+    engine = make_stub(answer=[40], step_s=0.0)
+    served = serve(engine, write_s=0.5, head_s=1.0, max_context=4096)
+    wanted = {"stream": True, "n": 8, "logprobs": True, "top_logprobs": 2, "max_tokens": 4000}
+    body = json.dumps({**ASKED, **wanted}).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n"
-    client = socket.socket()
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-    client.connect(("127.0.0.1", served.port))
-    client.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
-    time.sleep(0.2)
-    served.wait_until_free(10)
-    client.close()
-    assert is_healthy(served)
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        client.connect(("127.0.0.1", served.port))
+        client.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
+        end = time.monotonic() + 5
+        while not served.service.worker.num_open:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        served.wait_until_free(20)
+    asked = 'vlm_requests_total{route="/v1/chat/completions",status="200"} 1.0'
+    text = served.client.get("/metrics").text
+    assert asked in text
+    completion = next(line for line in text.splitlines() if 'kind="completion"' in line)
+    assert float(completion.split()[1]) < 8 * 4000  # the rest was not waited for
 
 
 # 44. Pictures that a careless cache would take for one.
