@@ -19,6 +19,7 @@ import aiohttp
 from eval.speed.harness import Row
 from eval.speed.photos import encode_jpeg, make_photo
 from eval.speed.serve_clients import (
+    CHAT,
     Tally,
     Target,
     free_port,
@@ -30,6 +31,7 @@ from eval.speed.serve_clients import (
 
 PHOTO_PX = (700, 540)  # as a JPEG, 145 KB
 RATE = 100
+RETRY_S = 1.0  # what `Retry-After` says at least
 STREAM_TOKENS_S = 5.0
 STUB = "eval.speed.stub_server"
 
@@ -69,7 +71,8 @@ def measure_load(load: Load) -> list[Row]:
 
 async def _steady(target: Target, load: Load) -> list[Row]:
     """100 requests a second with a photo each, at most 32 at a time; and `/health` meanwhile."""
-    body, tally, health = _photo_question(target.model), Tally(), Tally()
+    body = json.dumps(_photo_question(target.model)).encode()
+    tally, health = Tally(), Tally()
     gate = asyncio.Semaphore(32)
     await target.chat(body, Tally())
 
@@ -98,14 +101,15 @@ async def _steady(target: Target, load: Load) -> list[Row]:
 
 
 async def _crowd(target: Target, load: Load) -> list[Row]:
-    """256 clients that come again at once: 200 or 429, nothing else."""
-    body, tally, health = _photo_question(target.model), Tally(), Tally()
+    """256 clients at once, that come again after a second: 200 or 429, nothing else."""
+    body = json.dumps(_photo_question(target.model)).encode()
+    tally, health = Tally(), Tally()
     end = time.perf_counter() + load.steady_s
 
     async def client() -> None:
         while time.perf_counter() < end:
             if await target.chat(body, tally) is None:
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(RETRY_S)
 
     async def crowd() -> float:
         await asyncio.gather(*(client() for _ in range(256)))
@@ -123,7 +127,8 @@ async def _crowd(target: Target, load: Load) -> list[Row]:
 async def _mixed(target: Target, load: Load) -> list[Row]:
     """Good and bad requests in random order, 16 at a time; and what memory they leave."""
     tally, draw = Tally(), random.Random(0)
-    bodies = [*([_photo_question(target.model)] * 3), *_bad_bodies(target.model)]
+    asked = [*([_photo_question(target.model)] * 3), *_bad_bodies(target.model)]
+    bodies = [json.dumps(body).encode() for body in asked]
     numbers = iter(range(load.mixed))
     before = 0.0
 
@@ -149,7 +154,7 @@ async def _disconnects(target: Target, load: Load) -> list[Row]:
         body = {**question(target.model), "max_tokens": 4000, "stream": bool(draw.getrandbits(1))}
         with suppress(TimeoutError, aiohttp.ClientError):
             async with asyncio.timeout(draw.uniform(0.01, 1.0)):
-                async with target.session.post("/v1/chat/completions", json=body) as response:
+                async with target.session.post(CHAT, json=body) as response:
                     await response.read()
 
     for _ in range(load.disconnects // 50):
@@ -169,7 +174,7 @@ async def _streams(target: Target, load: Load) -> list[Row]:
         tokens = int(load.streams_s * STREAM_TOKENS_S)
         body = {**question(target.model), "max_tokens": tokens, "stream": True}
         longest, last, text = 0.0, None, b""
-        async with target.session.post("/v1/chat/completions", json=body) as response:
+        async with target.session.post(CHAT, json=body) as response:
             async for line in response.content:
                 if line.startswith(b"data: "):
                     text, moment = line, time.perf_counter()

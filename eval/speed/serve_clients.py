@@ -19,6 +19,8 @@ from vlm.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 180.0
+CHAT = "/v1/chat/completions"
+JSON = {"content-type": "application/json"}
 
 
 @dataclass
@@ -50,11 +52,11 @@ class Target:
     model: str
     pid: int
 
-    async def chat(self, body: dict[str, Any], tally: Tally) -> dict[str, Any] | None:
-        """Post a chat and note how it went; return the answer if there is one."""
+    async def chat(self, body: bytes, tally: Tally) -> dict[str, Any] | None:
+        """Post a chat in JSON and note how it went; return the answer if there is one."""
         start = time.perf_counter()
         try:
-            async with self.session.post("/v1/chat/completions", json=body) as response:
+            async with self.session.post(CHAT, data=body, headers=JSON) as response:
                 answer = await response.json()
         except aiohttp.ClientError:
             tally.add(None, time.perf_counter() - start)

@@ -1,6 +1,7 @@
 """What answering many at a time brings: `vlm serve` with 16 clients beside one."""
 
 import asyncio
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,7 +87,7 @@ async def _ask(target: Target, questions: Sequence[str], at_a_time: int) -> tupl
     async def one(text: str) -> str:
         body = {**question(target.model, text), "max_tokens": ANSWER_TOKENS}
         async with gate:
-            answer = await target.chat(body, tally)
+            answer = await target.chat(json.dumps(body).encode(), tally)
         require(tally, {"200"})
         assert answer is not None
         return str(answer["choices"][0]["message"]["content"])

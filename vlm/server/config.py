@@ -1,5 +1,6 @@
 """What a server offers, and its limits."""
 
+import os
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Self
@@ -43,7 +44,8 @@ class ServerConfig(BaseModel):
     max_images: of a conversation.
     max_image_bytes: of an image from a URL or a folder.
     max_pixels: of an image, by its header, before decoding.
-    decode_threads: threads that decode images and encode prompts.
+    decode_threads: threads that decode images and encode prompts; as many as there are cores, up to
+        eight.
 
     allow_image_hosts: names from which image URLs are fetched: `example.com`, `*.example.com`
         (what lies below it), or `*`. Nothing: none is.
@@ -80,7 +82,7 @@ class ServerConfig(BaseModel):
     max_images: PositiveInt = 16
     max_image_bytes: PositiveInt = 15 * MIB
     max_pixels: PositiveInt = 50_000_000
-    decode_threads: PositiveInt = 4
+    decode_threads: PositiveInt = Field(default_factory=lambda: min(8, os.cpu_count() or 1))
 
     allow_image_hosts: tuple[Host, ...] = ()
     allow_image_networks: tuple[IPv4Network | IPv6Network, ...] = ()

@@ -61,6 +61,7 @@ class Guard:
         body = Body(receive, self._budget, self._config.max_body_bytes, self._config.body_s)
         try:
             await body.read()
+            self._check_place(scope["path"])  # a crowd's bodies arrive together
             await self._app(scope, body.replay, exchange.send)
         finally:
             body.forget()
@@ -71,11 +72,7 @@ class Guard:
             # Every key is compared, so that the time taken tells nothing.
             if not any([hmac.compare_digest(given, key) for key in self._keys]):
                 raise ApiError(401, "a valid API key is needed", code="invalid_api_key")
-        if path in ENGINE_PATHS:
-            if self._service.draining:
-                raise ApiError(503, "the server is shutting down", retry_after_s=1)
-            if self._service.worker.is_full:
-                raise self._service.queue_full()
+        self._check_place(path)
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length[:20]) > self._config.max_body_bytes:
             raise ApiError(
@@ -83,6 +80,13 @@ class Guard:
                 f"the body has {length[:20]} bytes, allowed: {self._config.max_body_bytes}",
                 code="body_too_large",
             )
+
+    def _check_place(self, path: str) -> None:
+        if path in ENGINE_PATHS:
+            if self._service.draining:
+                raise ApiError(503, "the server is shutting down", retry_after_s=1)
+            if self._service.worker.is_full:
+                raise self._service.queue_full()
 
     @contextmanager
     def _logged(self, scope: Scope, exchange: Exchange) -> Iterator[None]:

@@ -7,6 +7,7 @@ import asyncio
 import base64
 import json
 import os
+import resource
 import socket
 import struct
 import sys
@@ -709,6 +710,19 @@ def is_closed(connection: socket.socket) -> bool:
         return True
 
 
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """Room for the open files of a thousand connections, both ends of which are here."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = 4000
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        pytest.skip(f"this system allows {hard} open files, needed: {needed}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, needed), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("many_files")
 def test_42_idle_sockets_and_slow_senders_are_closed_and_users_served(serve: Any) -> None:
     served = serve(head_s=1.0, body_s=1.0)
     address = "127.0.0.1", served.port
