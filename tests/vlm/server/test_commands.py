@@ -111,6 +111,6 @@ def test_settings_come_from_a_file_and_from_the_command_line(tmp_path: Path) -> 
 
 def test_keys_are_the_lines_of_a_file_and_are_not_shown(tmp_path: Path) -> None:
     path = tmp_path / "keys"
-    path.write_text(" one \n\ntwo\n")
-    assert read_keys(path) == ["one", "two"]
-    assert "one" not in repr(ServerConfig.model_validate({"api_keys": read_keys(path)}))
+    path.write_text(" key-1 \n\nkey-2\n")
+    assert read_keys(path) == ["key-1", "key-2"]
+    assert "key-1" not in repr(ServerConfig.model_validate({"api_keys": read_keys(path)}))
