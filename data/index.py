@@ -72,7 +72,7 @@ class ShardIndex:
             )
             index._check()
             same = found["shard"] == shard
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise UserError(f"is not an index of a shard: {error!r}") from None
         if not same:
             raise UserError("belongs to another content of the shard")

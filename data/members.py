@@ -24,23 +24,19 @@ class TarFault(Exception):
 
 
 class Member(NamedTuple):
-    """A file in a tar: its header is at `start`, its content at `content`, the next at `end`."""
+    """A file in a tar: its header is at `start`, its content at `content`, the next at `end`.
+
+    key: of the sample it belongs to, by webdataset's rule; the whole name where that has no suffix.
+    suffix: what follows the key's dot, in lower case.
+    """
 
     name: str
+    key: str
+    suffix: str
     start: int
     content: int
     num_bytes: int
     end: int
-
-    @property
-    def key(self) -> str:
-        """The sample it belongs to, by webdataset's rule; its whole name where it has no suffix."""
-        return base_plus_ext(self.name)[0] or self.name
-
-    @property
-    def suffix(self) -> str:
-        """What follows the key's dot, in lower case."""
-        return (base_plus_ext(self.name)[1] or "").lower()
 
 
 def read_members(
@@ -78,7 +74,16 @@ def read_members(
         if tar.offset <= offset or (end is not None and tar.offset > end):
             raise _damaged(base + offset, "a size that cannot be")
         if info.isreg() and not _META.match(info.name):
-            yield Member(info.name, offset, info.offset_data, info.size, tar.offset)
+            key, suffix = base_plus_ext(info.name)
+            yield Member(
+                name=info.name,
+                key=key or info.name,
+                suffix=(suffix or "").lower(),
+                start=offset,
+                content=info.offset_data,
+                num_bytes=info.size,
+                end=tar.offset,
+            )
         offset = tar.offset
 
 

@@ -26,6 +26,8 @@ PROTOCOLS = ("file", "memory", "http", "https", "s3", "gs")
 WEB = ("http", "https")
 MAX_CONCURRENT = 16  # requests of one process
 PASSING_STATUSES = (408, 425, 429)  # client errors that may be over the next time
+# Errors of the object stores' clients, by name: their packages may not be installed.
+NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError")
 BUFFER_BYTES = 1 << 20  # read ahead where a remote file is read from its start
 
 # fsspec's instances by process and protocol. After a fork the parent's stay here, unused: were
@@ -105,7 +107,12 @@ def read_ranges(ranges: Sequence[ByteRange], patience: Patience = PATIENT) -> li
             if isinstance(filesystem, AsyncFileSystem):
                 found = sync(filesystem.loop, _fetch_all, filesystem, group, patience)
             else:
-                found = [_ask(filesystem, "cat_file", w.location, w.start, w.end) for w in group]
+                found = [
+                    _ask(
+                        filesystem, "cat_file", wanted.location, start=wanted.start, end=wanted.end
+                    )
+                    for wanted in group
+                ]
         for number, content in zip(numbers, found, strict=True):
             results[number] = content
     return results
@@ -147,8 +154,8 @@ def list_files(folder: str, suffix: str, patience: Patience = PATIENT) -> list[s
         except OSError as error:
             raise StorageError(f"{folder} cannot be listed: {_reason(error)}") from error
     else:
-        found = _look_up("ls", folder, patience)
-        names = [str(info["name"]).rpartition("/")[2] for info in found]
+        found = _look_up("ls", folder, patience, detail=False)
+        names = [str(path).rpartition("/")[2] for path in found]
     return sorted(name for name in names if name.endswith(suffix))
 
 
@@ -265,10 +272,13 @@ def _read_local(ranges: Sequence[ByteRange]) -> list[bytes | None]:
     for location, numbers in by_file.items():
         try:
             with open(_local_path(location), "rb") as file:
+                num_bytes = os.fstat(file.fileno()).st_size
                 for number in numbers:
                     start, end = ranges[number].start, ranges[number].end
+                    # Room is made for all that is asked for, so no more than there can be.
+                    end = num_bytes if end is None else min(end, num_bytes)
                     file.seek(start)
-                    results[number] = file.read(-1 if end is None else end - start)
+                    results[number] = file.read(max(0, end - start))
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
@@ -282,12 +292,13 @@ async def _fetch_all(
     gate = asyncio.Semaphore(MAX_CONCURRENT)
 
     async def fetch(wanted: ByteRange) -> bytes | None:
+        if wanted.end is not None and wanted.end <= wanted.start:
+            return b""
         # Without an end the whole file is asked for: some servers know no open range.
-        limits = () if wanted.end is None else (wanted.start, wanted.end)
+        limits = {} if wanted.end is None else {"start": wanted.start, "end": wanted.end}
+        ask = partial(filesystem._cat_file, wanted.location, **limits)
         async with gate:
-            content = await _patiently(
-                lambda: filesystem._cat_file(wanted.location, *limits), wanted.location, patience
-            )
+            content = await _patiently(ask, wanted.location, patience)
         if content is None or wanted.end is None:
             return content and content[wanted.start :]
         if len(content) > wanted.end - wanted.start:
@@ -334,16 +345,16 @@ async def _patiently(
     )
 
 
-def _look_up(question: str, location: str, patience: Patience) -> Any:
+def _look_up(question: str, location: str, patience: Patience, **options: Any) -> Any:
     """Ask a remote filesystem's `ls` or `info`."""
     filesystem = _filesystem(_protocol(location), location)
     if isinstance(filesystem, AsyncFileSystem):
-        ask = getattr(filesystem, f"_{question}")
+        ask = partial(getattr(filesystem, f"_{question}"), location, **options)
         if location.startswith("http"):
-            ask = partial(_web_info, filesystem)
-        found = sync(filesystem.loop, _patiently, lambda: ask(location), location, patience)
+            ask = partial(_web_info, filesystem, location)
+        found = sync(filesystem.loop, _patiently, ask, location, patience)
     else:
-        found = _ask(filesystem, question, location)
+        found = _ask(filesystem, question, location, **options)
     if found is None:
         raise MissingFile(f"{location} is missing")
     return found
@@ -359,9 +370,9 @@ async def _web_info(filesystem: Any, location: str) -> dict[str, Any]:
         return {"size": answer.content_length, **answer.headers}
 
 
-def _ask(filesystem: Any, question: str, *arguments: Any) -> Any:
+def _ask(filesystem: Any, question: str, location: str, **options: Any) -> Any:
     try:
-        return getattr(filesystem, question)(*arguments)
+        return getattr(filesystem, question)(location, **options)
     except (FileNotFoundError, NotADirectoryError):
         return None
 
@@ -371,21 +382,33 @@ def _tag(info: dict[str, Any]) -> str:
     return " ".join(f"{tag}={info[tag]}" for tag in tags if tag in info)
 
 
+def _status(error: Exception) -> int | None:
+    """The HTTP status that an error stands for; its name differs between the clients."""
+    for name in ("status", "code"):
+        value = getattr(error, name, None)
+        if isinstance(value, int):
+            return value
+    return None
+
+
 def _is_past_end(error: Exception) -> bool:
     """Whether a range was refused because the file ends before it."""
-    return getattr(error, "status", None) == 416 or getattr(error, "errno", None) == errno.EINVAL
+    return _status(error) == 416 or getattr(error, "errno", None) == errno.EINVAL
 
 
 def _may_pass(error: Exception) -> bool:
-    status = getattr(error, "status", None)
-    if isinstance(status, int) and 400 <= status < 500:
+    status = _status(error)
+    if status is not None and 400 <= status < 500:
         return status in PASSING_STATUSES
-    return not isinstance(error, PermissionError | ImportError | ValueError)
+    return (
+        not isinstance(error, PermissionError | ImportError | ValueError)
+        and type(error).__name__ not in NO_CREDENTIALS
+    )
 
 
 def _reason(error: Exception) -> str:
-    status = getattr(error, "status", None)
+    status = _status(error)
     if status is not None:
         return f"status {status}"
-    detail = getattr(error, "strerror", None) or str(error)
+    detail = getattr(error, "strerror", None) or str(error).partition("\n")[0]
     return f"{type(error).__name__}: {detail}" if detail else type(error).__name__

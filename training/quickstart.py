@@ -118,8 +118,9 @@ def stage_config(stage: StageName, out: Path, seed: int, scale: float) -> TrainC
         f"seed={seed}",
         f"steps={max(1, round(plain.steps * scale))}",
     ]
-    for split in ("train", "validation"):
-        folders = ", ".join(str(shards / path.name) for path in getattr(plain.data, split))
+    train = [source.path for source in plain.data.sources]
+    for split, paths in (("train", train), ("validation", plain.data.validation)):
+        folders = ", ".join(str(shards / Path(path).name) for path in paths)
         overrides.append(f"data.{split}=[{folders}]")
     if plain.optim.decay_steps is not None:
         overrides.append(f"optim.decay_steps={max(1, round(plain.optim.decay_steps * scale))}")

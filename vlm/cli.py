@@ -33,8 +33,8 @@ COMMANDS = {
     "caption": Command("vlm.commands", "Describe pictures."),
     "chat": Command("vlm.commands", "Talk with a model about pictures, in the terminal."),
     "eval": Command("eval.commands", "Measure a model on question shards."),
-    "convert": Command("vlm.weights.commands", "Models of transformers to ours, and back."),
-    "bench": Command("eval.commands", "Measure our speed beside others: encode, load, preprocess."),
+    "convert": Command("vlm.weights.commands", "Models from and to transformers; adapters merged."),
+    "bench": Command("training.commands", "Measure our speed beside others: load, train and more."),
     "env": Command("vlm.commands", "Print the versions and devices in use."),
 }
 

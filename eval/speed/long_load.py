@@ -4,14 +4,14 @@ Beside plain webdataset, which resumes by reading and dropping what came before.
 """
 
 import gc
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from data.loader import LoaderState
 from eval.speed.harness import Row
@@ -56,19 +56,16 @@ def _seconds_to_first(start: Callable[[], Iterator[Any]]) -> float:
 
 
 def _growth_mb(route: Iterator[Any], num_batches: int) -> float:
-    """By how much the peak of the process's memory grows once it is warm."""
+    """By how much the process's memory grows at most once it is warm."""
     gc.collect()
-    for _ in islice(route, int(WARM_SHARE * num_batches)):
+    process = psutil.Process()
+    warm = int(WARM_SHARE * num_batches)
+    for _ in islice(route, warm):
         pass
-    warm = _peak_mb()
-    for _ in islice(route, num_batches - int(WARM_SHARE * num_batches)):
-        pass
-    return _peak_mb() - warm
-
-
-def _peak_mb() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+    before = most = process.memory_info().rss
+    for _ in islice(route, num_batches - warm):
+        most = max(most, process.memory_info().rss)
+    return (most - before) / 1e6
 
 
 def _less_is_better(name: str, setting: str, ours: float, peer: float, unit: str) -> Row:

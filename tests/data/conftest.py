@@ -91,14 +91,18 @@ class Web:
 
     faults: of each file, what happens to the next requests for it: a status, or "stall" (nothing
         comes), "drop" (the connection ends in the middle), "whole" (the range is ignored).
+    listings: what is answered to a request with a query, by the folder's name.
     asked: (file, its Range header) of every request.
+    error: the page of an error.
     num_sent: bytes of contents.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.faults: dict[str, list[int | str]] = defaultdict(list)
+        self.listings: dict[str, bytes] = {}
         self.asked: list[tuple[str, str | None]] = []
+        self.error = b"<html>no</html>"
         self.num_sent = 0
         self.closing = threading.Event()
         web = self
@@ -120,17 +124,20 @@ class Web:
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
-        name = request.path.lstrip("/")
+        name, _, query = request.path.lstrip("/").partition("?")
         span = request.headers.get("Range")
         self.asked.append((name, span))
         fault = self.faults[name].pop(0) if self.faults[name] else None
         file = self.folder / name
+        if query and name in self.listings:
+            self._send(request, 200, self.listings[name])
+            return
         if fault == "stall":
             self.closing.wait(30)
             request.close_connection = True
             return
         if isinstance(fault, int) or not file.is_file():
-            self._send(request, fault if isinstance(fault, int) else 404, b"<html>no</html>")
+            self._send(request, fault if isinstance(fault, int) else 404, self.error)
             return
         content = file.read_bytes()
         status = 200

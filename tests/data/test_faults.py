@@ -5,6 +5,7 @@ import json
 import pickle
 from collections import Counter
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,14 @@ def found(folder: Path | str, **options: Any) -> tuple[list[RawSample], list[Rej
     return [item for item in items if isinstance(item, RawSample)], rejects
 
 
-def loader(folder: Path, processor: Processor, **settings: Any) -> Loader[ChatRows, ChatBatch]:
+def loader(
+    folder: Path, processor: Processor, shards: ShardSet | None = None, **settings: Any
+) -> Loader[ChatRows, ChatBatch]:
     defaults = {"train": [folder], "batch_samples": 2, "max_tokens": 500}
     config = DataConfig.model_validate({**defaults, **settings})
     encode = ChatEncoder(processor, config, "assistant")
     collate = partial(collate_chats, pad_id=processor.tokenizer.pad_id)
-    return Loader([ShardSet.open(folder)], config, encode, collate, seed=0)
+    return Loader([shards or ShardSet.open(folder)], config, encode, collate, seed=0)
 
 
 def without_indexes(folder: Path) -> None:
@@ -369,3 +372,31 @@ def test_row_28_a_storage_that_stays_away_stops_the_reading_and_loses_no_place(
     # A file that is not there is another matter: its samples are rejected, the others come.
     (web.folder / "data/shard-000001.tar").unlink()
     assert [item for item in shards.read(places) if isinstance(item, RawSample)] == samples[:3]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_row_28_batches_go_on_behind_the_last_one_when_the_storage_is_back(
+    web: Any, processor: Processor, num_workers: int
+) -> None:
+    packed(web.folder / "data", 24, samples_per_shard=4)
+
+    def reading(location: str) -> Loader[ChatRows, ChatBatch]:
+        shards = ShardSet.open(location, Patience(timeout_s=1, num_tries=2, first_wait_s=0.01))
+        settings = {"pool_batches": 2, "shuffle_shards": 3, "num_workers": num_workers}
+        return loader(web.folder / "data", processor, shards, **settings)
+
+    whole = [batch.keys for batch in islice(reading(str(web.folder / "data")).batches(), 12)]
+    remote = reading(f"{web.url}/data")
+    taken = []
+    with pytest.raises(StorageError, match=r"\.tar could not be read in 2 tries"):
+        for batch in remote.batches():
+            taken.append(batch.keys)
+            if len(taken) == 3:
+                for number in range(6):
+                    web.faults[f"data/shard-00000{number}.tar"] = [503] * 50
+    assert taken == whole[: len(taken)] and 3 <= len(taken) < 12
+    web.faults.clear()
+    resumed = reading(f"{web.url}/data")
+    resumed.state = remote.state
+    rest = [batch.keys for batch in islice(resumed.batches(), 12 - len(taken))]
+    assert taken + rest == whole

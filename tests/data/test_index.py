@@ -57,6 +57,7 @@ def test_an_index_comes_back_as_it_was_written(gaps: list[int], name: str) -> No
         {"ends": [512, 100]},
         {"starts": [-1, 512]},
         {"starts": ["x", 512]},
+        {"ends": [512, float("inf")]},
         {"keys": [], "starts": [], "ends": []},
         {"keys": None},
     ],

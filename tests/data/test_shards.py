@@ -4,6 +4,7 @@ import os
 import pickle
 import random
 import tarfile
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 import torch.utils.data
 import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 import data.shards
@@ -166,8 +169,7 @@ class Reading(torch.utils.data.Dataset[Any]):
         return os.getpid(), self.shards.read([self.places[number]])[0]
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_workers_read_the_same(folder: Path, samples: list[RawSample], method: str) -> None:
+def test_forked_workers_read_the_same(folder: Path, samples: list[RawSample]) -> None:
     shards = ShardSet.open(folder)
     shards.read([(0, 0)])
     loader = torch.utils.data.DataLoader(
@@ -175,7 +177,7 @@ def test_workers_read_the_same(folder: Path, samples: list[RawSample], method: s
         batch_size=5,
         num_workers=2,
         collate_fn=as_they_are,
-        multiprocessing_context=method,
+        multiprocessing_context="fork",
     )
     read = [item for batch in loader for item in batch]
     assert [sample for _, sample in read] == samples
@@ -257,6 +259,59 @@ def test_a_shard_of_more_samples_than_the_manifest_says_is_not_guessed_at(
     assert rejects(tmp_path) == {"shard.tar#0": reason, "shard.tar#1": reason}
     tars.manifest(tmp_path, entry.model_copy(update={"num_samples": 4}))
     assert rejects(tmp_path) == {"shard.tar#3": reason.replace("says 2", "says 4")}
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[RawSample]]:
+    """One shard of six samples, to be broken and mended."""
+    folder = tmp_path_factory.mktemp("sound") / "data"
+    samples = [chat(f"k{i}", words="x" * (1 + i * 300)) for i in range(6)]
+    pack(samples, folder)
+    return folder, samples
+
+
+@settings(max_examples=200)
+@given(
+    edits=st.lists(st.tuples(st.integers(0, 12_000), st.binary(max_size=600)), max_size=3),
+    index_edits=st.lists(st.tuples(st.integers(0, 400), st.binary(max_size=3)), max_size=2),
+    length=st.integers(0, 20_000) | st.just(99_999),
+    with_index=st.booleans(),
+)
+def test_whatever_the_bytes_are_each_place_gives_its_sample_or_a_reason(
+    sound: tuple[Path, list[RawSample]],
+    edits: list[tuple[int, bytes]],
+    index_edits: list[tuple[int, bytes]],
+    length: int,
+    with_index: bool,
+) -> None:
+    folder, samples = sound
+    path, beside = folder / "shard-000000.tar", folder / "shard-000000.index.json"
+    whole = {name: name.read_bytes() for name in (path, beside)}
+    try:
+        path.write_bytes(edited(whole[path], edits)[:length])
+        beside.write_bytes(edited(whole[beside], index_edits))
+        if not with_index:
+            beside.unlink()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an index that is none any more
+            found = ShardSet.open(folder).read([(0, place) for place in range(6)])
+    finally:
+        for name, content in whole.items():
+            name.write_bytes(content)
+    assert len(found) == 6
+    broken = edits or length < len(whole[path]) or (with_index and index_edits)
+    assert broken or found == samples
+    for item in found:
+        if isinstance(item, Reject):
+            assert str(path) in item.reason and item.shard == path.name
+        elif not edits:  # what changed inside of a file, only its hash can tell
+            assert item in samples
+
+
+def edited(content: bytes, edits: list[tuple[int, bytes]]) -> bytes:
+    for place, piece in edits:
+        content = content[:place] + piece + content[place + len(piece) :]
+    return content
 
 
 def test_webdataset_reads_what_pack_wrote(folder: Path, samples: list[RawSample]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import fsspec
 import pytest
 
+import data.storage
 from data.storage import (
     ByteRange,
     MissingFile,
@@ -262,5 +263,8 @@ def test_an_object_store_without_its_package_says_what_to_install(
     protocol: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
+    registry = sys.modules["fsspec.registry"]  # `fsspec.registry` is a view of what it holds
+    monkeypatch.delitem(registry._registry, protocol, raising=False)
+    monkeypatch.setattr(data.storage, "_filesystems", {})
     with pytest.raises(StorageError, match=r"needs a package .*: pip install 'vlm\[cloud\]'"):
         read_file(f"{protocol}://bucket/a")
