@@ -43,6 +43,11 @@ class ChatBatch:
         """Text tokens, padding counted."""
         return self.inputs.input_ids.numel()
 
+    @property
+    def num_pictures(self) -> int:
+        """Distinct pictures."""
+        return 0 if self.inputs.images is None else len(self.inputs.images.num_tiles)
+
     def to(self, device: torch.device) -> "ChatBatch":
         """The same batch on `device`."""
         return ChatBatch(self.keys, self.inputs.to(device), self.loss_mask.to(device))
@@ -64,6 +69,11 @@ class PairBatch:
     def padded_tokens(self) -> int:
         """Text tokens, padding counted."""
         return self.text_ids.numel()
+
+    @property
+    def num_pictures(self) -> int:
+        """Distinct pictures."""
+        return len(self.images.num_tiles)
 
     def to(self, device: torch.device) -> "PairBatch":
         """The same batch on `device`."""

@@ -7,6 +7,7 @@ depends neither on the number of ranks nor on that of workers, and nothing is re
 import heapq
 import itertools
 import random
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -204,6 +205,7 @@ class Loader(Generic[RowT, BatchT]):
             sampler=map(self.order.pool, numbers),
             num_workers=workers,
             prefetch_factor=2 if workers else None,
+            worker_init_fn=_leave_signals_to_the_run,
             generator=torch.Generator(),  # it draws a seed for workers, not from the run's stream
         )
         for pool in pools:
@@ -240,3 +242,9 @@ class Loader(Generic[RowT, BatchT]):
                 f"data.max_bad_fraction {self.config.max_bad_fraction}; "
                 f"the last: {last.key}: {last.reason}"
             )
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """A scheduler signals all processes; the run saves first, and its workers end with it."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

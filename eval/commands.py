@@ -1,6 +1,7 @@
 """The commands that measure: a model's answers, and our speed beside that of others.
 
-A speed comparison is a file in `eval/speed/` and a command of the group `bench` here.
+A speed comparison is a file in `eval/speed/` and a command of the group `bench` here; the front
+door finds that group in `training/commands.py`, which adds the comparison of training steps.
 """
 
 from pathlib import Path
@@ -9,11 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 app = typer.Typer(add_completion=False)
-bench = typer.Typer(
-    no_args_is_help=True,
-    help="Measure our speed and a peer's in one run, after checking that both answer alike.",
-)
-app.add_typer(bench, name="bench")
+bench = typer.Typer()
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the weights.")]

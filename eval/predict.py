@@ -58,6 +58,17 @@ def predict(
             )
 
 
+def score_answers(
+    questions: Iterable[EvalQuestion], answer: Answerer, chunk_questions: int
+) -> Iterator[tuple[str, float]]:
+    """Yield type and score, 0..1, of each question, in order: as `predict`, with pictures only."""
+    remaining = iter(questions)
+    while chunk := list(islice(remaining, chunk_questions)):
+        answers = answer([(question.images, question.text) for question in chunk])
+        for question, prediction in zip(chunk, answers, strict=True):
+            yield question.type, score(prediction, question.answers)
+
+
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
     """Write predictions as JSONL."""
     with path.open("w", encoding="utf-8") as file:

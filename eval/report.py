@@ -28,7 +28,8 @@ class Row(BaseModel):
 class ModelFacts(BaseModel):
     """Which model was measured.
 
-    weights_sha256: of each safetensors file, as `sha256sum` prints it.
+    weights_sha256: of each safetensors file, as `sha256sum` prints it; under `base`, that of the
+        weights below an adapter (vlm/weights/fingerprint.py).
     seed, commit: those of its training.
     """
 

@@ -15,6 +15,7 @@ from eval.baselines import Majority
 from eval.predict import Prediction, predict
 from eval.questions import read_questions
 from eval.report import DataFacts, ModelFacts, Report, Run, build_report
+from vlm.adapters.folder import WEIGHTS_FILE, is_adapter_folder, read_adapter_config
 from vlm.api import Model
 from vlm.errors import UserError
 from vlm.provenance import commit, library_versions
@@ -84,10 +85,15 @@ def evaluate(
 def model_facts(folder: Path) -> ModelFacts:
     """What identifies a model folder."""
     provenance = read_provenance(folder)
+    if is_adapter_folder(folder):
+        files = [folder / WEIGHTS_FILE]
+        base = {"base": read_adapter_config(folder).base.sha256}
+    else:
+        files, base = weight_files(folder), {}
     return ModelFacts(
         folder=str(folder),
         stage=provenance["stage"],
-        weights_sha256={path.name: file_sha256(path) for path in weight_files(folder)},
+        weights_sha256={**{path.name: file_sha256(path) for path in files}, **base},
         seed=provenance["seed"],
         commit=provenance["commit"],
     )

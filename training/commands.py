@@ -1,15 +1,23 @@
-"""`vlm train` and `vlm quickstart`."""
+"""`vlm train`, `vlm quickstart`, and `vlm bench`, whose other comparisons are those of `eval`."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from eval.commands import Device, Repeats, ReportFile
+from eval.commands import bench as comparisons
 from vlm.errors import UserError
 
 app = typer.Typer(help="Train models.", no_args_is_help=True, add_completion=False)
 train = typer.Typer(help="Train one stage from its configuration.", no_args_is_help=True)
 app.add_typer(train, name="train")
+bench = typer.Typer(
+    no_args_is_help=True,
+    help="Measure our speed and a peer's in one run, after checking that both answer alike.",
+)
+bench.add_typer(comparisons)
+app.add_typer(bench, name="bench")
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="The stage's YAML file.")]
 Overrides = Annotated[
@@ -18,6 +26,9 @@ Overrides = Annotated[
 Resume = Annotated[
     str | None,
     typer.Option(help="`auto` continues from the run folder's newest checkpoint, if any."),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="With --resume: go on under changed settings.")
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show what would be trained, on what, and stop.")
@@ -29,10 +40,11 @@ def train_text(
     config: ConfigFile,
     overrides: Overrides = None,
     resume: Resume = None,
+    force: Force = False,
     dry_run: DryRun = False,
 ) -> None:
     """Train the decoder's self-attention stack on text."""
-    _train("text", config, overrides or [], resume, dry_run)
+    _train("text", config, overrides or [], resume, force, dry_run)
 
 
 @train.command("encoder")
@@ -40,10 +52,11 @@ def train_encoder(
     config: ConfigFile,
     overrides: Overrides = None,
     resume: Resume = None,
+    force: Force = False,
     dry_run: DryRun = False,
 ) -> None:
     """Train the vision encoder and a text tower on pictures and texts that belong together."""
-    _train("encoder", config, overrides or [], resume, dry_run)
+    _train("encoder", config, overrides or [], resume, force, dry_run)
 
 
 @train.command("align")
@@ -51,10 +64,11 @@ def train_align(
     config: ConfigFile,
     overrides: Overrides = None,
     resume: Resume = None,
+    force: Force = False,
     dry_run: DryRun = False,
 ) -> None:
     """Train the projector and the cross-attention blocks between a frozen encoder and decoder."""
-    _train("align", config, overrides or [], resume, dry_run)
+    _train("align", config, overrides or [], resume, force, dry_run)
 
 
 @train.command("finetune")
@@ -62,10 +76,11 @@ def train_finetune(
     config: ConfigFile,
     overrides: Overrides = None,
     resume: Resume = None,
+    force: Force = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Train everything on the assistant's turns."""
-    _train("finetune", config, overrides or [], resume, dry_run)
+    """Train everything, or LoRA adapters, on the assistant's turns."""
+    _train("finetune", config, overrides or [], resume, force, dry_run)
 
 
 @app.command("quickstart")
@@ -86,11 +101,59 @@ def quickstart(
     run_quickstart(out, seed, minutes)
 
 
+@bench.command("train")
+def bench_train(
+    against: Annotated[
+        Literal["transformers"],
+        typer.Option(help="The peer: its MllamaForConditionalGeneration, with SDPA."),
+    ] = "transformers",
+    tile_mix: Annotated[
+        str, typer.Option(metavar="N,N,...", help="Tiles of each picture of the batch, 1 to 4.")
+    ] = "1,1,2,4",
+    padding_tiles: Annotated[
+        Literal["drop", "attend"],
+        typer.Option(help="drop computes the pictures' tiles only, attend what the peer computes."),
+    ] = "drop",
+    size: Annotated[
+        Literal["tiny", "small", "11b"],
+        typer.Option(
+            help="small is the 11B in miniature: the encoder of `bench encode`, a decoder 512 wide "
+            "of 10 layers with 32,000 words; minutes on two CPU cores. 11b is the real shape, for "
+            "a GPU; tiny is for tests."
+        ),
+    ] = "small",
+    device: Device = "auto",
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the weights.")] = (
+        "float32"
+    ),
+    repeats: Repeats = 5,
+    report: ReportFile = None,
+) -> None:
+    """Measure a training step: forward, backward and AdamW, on pictures and texts mixed.
+
+    Both sides hold the same weights and have the same rows, packed here and padded there; two that
+    are text alone for us show a picture of one tile to transformers. The figures are samples a
+    second and the most memory that is alive at once; a ratio above 1 means that we are ahead.
+    """
+    from eval.speed.encode import parse_tile_mix
+    from eval.speed.harness import SpeedReport, check_report_path, machine_facts, publish
+    from training.speed import compare_steps
+    from vlm.api import find_device
+
+    num_tiles, target = parse_tile_mix(tile_mix), find_device(device)
+    if report is not None:
+        check_report_path(report)
+    rows, agreement = compare_steps(size, num_tiles, padding_tiles, target, dtype, repeats)
+    print(agreement)
+    publish(SpeedReport(machine=machine_facts(target), rows=rows), against, report)
+
+
 def _train(
     stage: Literal["text", "encoder", "align", "finetune"],
     config_file: Path,
     overrides: list[str],
     resume: str | None,
+    force: bool,
     dry_run: bool,
 ) -> None:
     from training.config import TrainConfig
@@ -98,6 +161,8 @@ def _train(
 
     if resume not in (None, "auto"):
         raise UserError(f"--resume takes auto, not {resume!r}")
+    if force and resume is None:
+        raise UserError("--force goes on under changed settings: it needs --resume auto")
     config = load_config(TrainConfig, config_file, overrides)
     if config.stage != stage:
         raise UserError(
@@ -109,5 +174,10 @@ def _train(
         print(describe_run(config))
         return
     from training.run import train_stage
+    from training.signals import STOPPED_EXIT_CODE, RunStopped
 
-    train_stage(config, resume=resume == "auto")
+    try:
+        train_stage(config, resume=resume == "auto", force=force)
+    except RunStopped as stopped:
+        print(stopped)
+        raise typer.Exit(STOPPED_EXIT_CODE) from None

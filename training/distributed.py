@@ -49,13 +49,31 @@ def streams_of_step(batches_per_step: int | None, ranks: int) -> int:
     return streams
 
 
-def gather(value: ValueT) -> list[ValueT]:
+def host_group() -> "torch.distributed.ProcessGroup | None":
+    """A group of all ranks for what a thread exchanges beside the loop; None in one process."""
+    if num_ranks() == 1:
+        return None
+    group = torch.distributed.new_group(backend="gloo")
+    assert isinstance(group, torch.distributed.ProcessGroup)  # every rank is a member
+    return group
+
+
+def gather(value: ValueT, group: "torch.distributed.ProcessGroup | None" = None) -> list[ValueT]:
     """Return every rank's value, in the order of the ranks, on each of them."""
     if num_ranks() == 1:
         return [value]
     values: list[Any] = [None] * num_ranks()
-    torch.distributed.all_gather_object(values, value)
+    torch.distributed.all_gather_object(values, value, group=group)
     return values
+
+
+def max_over_ranks(value: int, device: torch.device) -> int:
+    """Return the largest of the ranks' values, the same on each."""
+    if num_ranks() == 1:
+        return value
+    largest = torch.tensor(value, device=device)
+    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+    return int(largest.item())
 
 
 def sum_over_ranks(value: float, device: torch.device) -> float:

@@ -1,69 +1,100 @@
-"""What a run would do: its parts, its memory, its first batch."""
+"""What a run would do: its parts, its memory and operations, its first batch."""
+
+from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import nn
 
 from data.collate import ChatBatch, PairBatch
 from training.config import TrainConfig
-from training.run import Setup, build_setup, describe_parts
+from training.flops import Flops, StepFlops
+from training.memory import recompute_blocks
+from training.optim import build_optimizer
+from training.rehearsal import Rehearsal, StepMemory
+from training.run import Setup, build_accelerator, build_setup, describe_parts
 from training.stages import freeze, parts_of
 from vlm.inputs import ImageInputs
 
-# AdamW keeps two moments beside each trained weight and its gradient.
-OPTIMIZER_COPIES = 2
 SHOWN_TOKENS = 120
+SHOWN_DEVICES = 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known of a run before it starts.
+
+    batch: the first one.
+    memory: of a step of such batches, on one device.
+    flops: of such a step.
+    """
+
+    setup: Setup
+    batch: ChatBatch | PairBatch
+    memory: StepMemory
+    flops: Flops
 
 
 def describe_run(config: TrainConfig) -> str:
-    """Return the parts trained and frozen, a memory estimate, and the first batch, as text.
+    """Return the parts trained and frozen, memory, operations and the first batch, as text.
 
-    Parents are loaded and verified, and the first batch is read, as in the run itself.
+    What the run starts from is checked by the headers of its files, and the first batch is read as
+    in the run itself. No weights are made, so a model of any size can be described anywhere.
     """
-    torch.manual_seed(config.seed)
-    setup = build_setup(config)
-    freeze(setup.stage, parts_of(setup.modules))
-    batch = next(setup.train.batches())
-    loader = setup.train
+    plan = make_plan(config)
+    loader = plan.setup.train
     num_shards = sum(len(source.num_samples) for source in loader.sources)
     lines = [
-        describe_parts(setup),
+        describe_parts(plan.setup),
         f"data: {loader.order.num_samples:,} samples in {num_shards} shards; "
         f"{config.steps:,} steps of {loader.order.num_streams} batch(es)",
-        _describe_memory(setup, batch),
-        _describe_batch(setup, batch),
+        _describe_memory(plan.memory),
+        _describe_flops(plan.flops),
+        _describe_batch(plan.setup, plan.batch),
     ]
     return "\n".join(lines)
 
 
-def _describe_memory(setup: Setup, batch: ChatBatch | PairBatch) -> str:
-    parameters = [p for module in setup.modules.values() for p in module.parameters()]
-    weights = sum(p.numel() * p.element_size() for p in parameters)
-    trained = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
-    activations = _activation_bytes(setup, batch)
-    total = weights + (1 + OPTIMIZER_COPIES) * trained + activations
+def make_plan(config: TrainConfig) -> Plan:
+    """Build a run without weights, and rehearse a step of batches like the first."""
+    torch.manual_seed(config.seed)
+    accelerator = build_accelerator(config)
+    rehearsal = Rehearsal()
+    setup = build_setup(config, partial(rehearsal.making, accelerator.device))
+    parts = parts_of(setup.modules)
+    freeze(setup.stage, parts)
+    recomputed = recompute_blocks(setup.modules, config.memory)
+    batch, num_batches = next(setup.train.batches()), len(setup.train.own_streams)
+    memory = rehearsal.step(
+        setup.objective,
+        setup.modules,
+        build_optimizer(setup.modules.values(), config.optim, parts),
+        batch,
+        accelerator.device,
+        accelerator.autocast,
+        num_batches,
+    )
+    flops = StepFlops(setup.modules, recomputed).of(batch) * num_batches
+    return Plan(setup, batch, memory, flops)
+
+
+def _describe_memory(memory: StepMemory) -> str:
     return (
-        f"memory: weights {_megabytes(weights)}, gradients {_megabytes(trained)}, "
-        f"optimizer {_megabytes(OPTIMIZER_COPIES * trained)}, "
-        f"activations of the first batch {_megabytes(activations)}; "
-        f"together {_megabytes(total)} and the libraries' own"
+        f"memory: weights {_megabytes(memory.weights)}, gradients {_megabytes(memory.gradients)}, "
+        f"optimizer {_megabytes(memory.optimizer)}, "
+        f"activations of the first batch {_megabytes(memory.activations)}; "
+        f"{_megabytes(memory.peak)} at the peak of a step, and the libraries' own\n"
+        f"estimated on each of {SHOWN_DEVICES} GPUs: "
+        f"whole copies {_megabytes(memory.on_each_of(SHOWN_DEVICES, sharded=False))}, "
+        f"sharded {_megabytes(memory.on_each_of(SHOWN_DEVICES, sharded=True))}"
     )
 
 
-def _activation_bytes(setup: Setup, batch: ChatBatch | PairBatch) -> int:
-    """Bytes that autograd keeps for the backward pass of one batch, counted by running it."""
-    parameters = {p.data_ptr() for module in setup.modules.values() for p in module.parameters()}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, nn.Identity()):
-        loss = setup.objective.loss(batch)
-    del loss
-    return sum(kept.values())
+def _describe_flops(flops: Flops) -> str:
+    again = f", {_operations(flops.recomputed)} recomputed" if flops.recomputed else ""
+    return (
+        f"operations: {_operations(flops.total)} a step: {_operations(flops.forward)} forward, "
+        f"{_operations(flops.backward)} backward{again}"
+    )
 
 
 def _describe_batch(setup: Setup, batch: ChatBatch | PairBatch) -> str:
@@ -112,3 +143,10 @@ def _count_images(images: ImageInputs | None) -> str:
 
 def _megabytes(num_bytes: int) -> str:
     return f"{num_bytes / 1e6:,.0f} MB"
+
+
+def _operations(count: float) -> str:
+    for size, unit in ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP")):
+        if count >= size:
+            return f"{count / size:,.3g} {unit}"
+    return f"{count / 1e6:,.3g} MFLOP"

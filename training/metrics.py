@@ -1,4 +1,4 @@
-"""What a run reports: lines of JSON, TensorBoard, and live progress in the terminal."""
+"""What a run reports: lines of JSON, trackers, and live progress in the terminal."""
 
 import json
 import sys
@@ -9,7 +9,9 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.utils.tensorboard import SummaryWriter
+
+from training.config import TrackerName
+from training.trackers import open_trackers
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -18,17 +20,24 @@ class MetricsLog:
     """Record figures by step, under `train` or `validation`, wherever someone may look.
 
     `metrics.jsonl` gets one object a record; on resuming, records of steps after the resumed
-    one are dropped, so the file reads like that of an uninterrupted run.
+    one are dropped, so the file reads like that of an uninterrupted run. Figures with a slash in
+    their name are not shown in the terminal.
     """
 
-    def __init__(self, folder: Path, stage: str, steps: int, first_step: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        stage: str,
+        steps: int,
+        first_step: int,
+        trackers: tuple[TrackerName, ...] = ("tensorboard",),
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / METRICS_FILE
         kept = [r for r in read_metrics(path) if r["step"] <= first_step] if first_step else []
         self._file = path.open("w")
         for record in kept:
             self._file.write(json.dumps(record) + "\n")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
         self.console = Console(file=sys.stdout)
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -42,6 +51,7 @@ class MetricsLog:
         self._task = self._progress.add_task(stage, total=steps, completed=first_step, figures="")
         self._stage = stage
         self._steps = steps
+        self._trackers = open_trackers(trackers, folder, first_step, self.message)
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -54,16 +64,19 @@ class MetricsLog:
         trace: TracebackType | None,
     ) -> None:
         self._progress.stop()
-        self._board.close()
+        for tracker in self._trackers:
+            tracker.close()
         self._file.close()
 
     def record(self, step: int, split: str, figures: Mapping[str, float]) -> None:
         """Write figures of a step (the number of steps done)."""
         self._file.write(json.dumps({"step": step, "split": split, **figures}) + "\n")
         self._file.flush()
-        for name, value in figures.items():
-            self._board.add_scalar(f"{split}/{name}", value, step)
-        line = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        named = {f"{split}/{name}": value for name, value in figures.items()}
+        for tracker in self._trackers:
+            tracker.record(step, named)
+        shown = {name: value for name, value in figures.items() if "/" not in name}
+        line = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
         if split == "train":
             self._progress.update(self._task, completed=step, figures=line)
         if split != "train" or not self.console.is_terminal:

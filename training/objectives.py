@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from data.collate import ChatBatch, PairBatch
 from encoders.vit import VisionEncoder
 from training.config import ContrastiveConfig
+from training.cross_entropy import score_tokens, summed_cross_entropy
 from training.distributed import num_ranks, with_unseen_image
 from vlm.inputs import ImageInputs
 from vlm.model import VisionLanguageModel
@@ -56,7 +57,8 @@ class Objective(Protocol[BatchT]):
 class NextToken:
     """Cross-entropy of the supervised tokens.
 
-    Logits are computed where a token is supervised and nowhere else.
+    Logits are computed where a token is supervised and nowhere else, and never held for many
+    tokens of a large vocabulary (training/cross_entropy.py).
 
     Args:
         pictures: whether chats may show pictures. On several ranks every batch then runs every
@@ -81,8 +83,8 @@ class NextToken:
 
     def loss(self, batch: ChatBatch) -> Loss:
         """Cross-entropy summed over the supervised tokens."""
-        logits, targets, mask = self._supervised(batch)
-        return Loss(F.cross_entropy(logits.float(), targets, reduction="sum"), mask.sum())
+        hidden, targets, mask = self._supervised(batch)
+        return Loss(summed_cross_entropy(self.model.decoder, hidden, targets), mask.sum())
 
     def validate(self, batches: Iterable[ChatBatch]) -> dict[str, float]:
         """`loss` per token; `token_accuracy`; `turn_accuracy`: turns whose every token is right.
@@ -91,10 +93,11 @@ class NextToken:
         """
         total = tokens = right_tokens = turns = right_turns = 0.0
         for batch in batches:
-            logits, targets, mask = self._supervised(batch)
-            total += F.cross_entropy(logits.float(), targets, reduction="sum").item()
+            hidden, targets, mask = self._supervised(batch)
+            batch_total, batch_right = score_tokens(self.model.decoder, hidden, targets)
+            total += batch_total
             right = torch.zeros_like(mask)
-            right[mask] = logits.argmax(dim=-1) == targets
+            right[mask] = batch_right
             tokens += mask.sum().item()
             right_tokens += right.sum().item()
             runs, right_runs = _count_runs(mask, right)
@@ -107,15 +110,14 @@ class NextToken:
         }
 
     def _supervised(self, batch: ChatBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (n, V) and targets (n,) of the n supervised tokens; their mask (B, S-1)."""
+        """Hidden states (n, D) and targets (n,) of the n supervised tokens; their mask (B, S-1)."""
         input_ids, mask = batch.inputs.input_ids, batch.loss_mask[:, 1:]
         # Nothing is predicted from the last token.
         inputs = replace(batch.inputs, input_ids=input_ids[:, :-1])
         if self.pictures and num_ranks() > 1:
             inputs = with_unseen_image(inputs, self.model.config.vision.tile_size_px)
         hidden = self.forward(inputs)
-        logits = self.model.decoder.logits(hidden[mask])
-        return logits, input_ids[:, 1:][mask], mask
+        return hidden[mask], input_ids[:, 1:][mask], mask
 
 
 class ContrastiveHead(nn.Module):

@@ -1,40 +1,89 @@
 """The optimizers, with decay on matrices only, and the learning-rate schedules."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from training.config import OptimConfig
+from training.adamw import CompactAdamW
+from training.config import OptimConfig, PartName, PartOptimConfig
 from training.muon import Muon
+from training.stages import Part
+from vlm.errors import UserError
 
 
-def build_optimizer(modules: Iterable[nn.Module], config: OptimConfig) -> torch.optim.AdamW:
+def build_optimizer(
+    modules: Iterable[nn.Module],
+    config: OptimConfig,
+    parts: Mapping[Part, Mapping[str, nn.Parameter]] | None = None,
+) -> torch.optim.Optimizer:
     """The optimizer of the parameters that require gradients; vectors and gates do not decay.
 
     A group's learning rate is the schedule's times its `rate_factor`; parameters of shape (1,) are
-    tanh gates and form a group of their own. Under `muon` so do the hidden weights.
+    tanh gates and form a group of their own. Under `muon` so do the hidden weights. Parts with
+    settings of their own have groups of their own.
+
+    Args:
+        parts: of the model (training/stages.py); for `config.parts`.
+    Raises:
+        UserError: `config.parts` names a part of which nothing is trained; `state: 8bit`, and
+            parameters are sharded.
     """
     modules = list(modules)
     hidden = _hidden_weights(modules) if config.kind == "muon" else set()
     trained = [p for module in modules for p in module.parameters() if p.requires_grad]
-    gates = [p for p in trained if p.shape == (1,)]
-    vectors = [p for p in trained if p.dim() < 2 and p.shape != (1,)]
-    matrices = [p for p in trained if p.dim() >= 2 and p not in hidden]
-    groups = [
-        _group(matrices, decay=config.weight_decay),
-        _group(vectors),
-        _group(gates, rate_factor=config.gate_rate_factor),
-    ]
-    if config.kind == "muon":
-        weights = [p for p in trained if p in hidden]
-        groups.append(_group(weights, decay=config.weight_decay, orthogonal=True))
+    apart = {name: _part_parameters(name, parts or {}) for name in config.parts}
+    rest = [p for p in trained if not any(p in members for members in apart.values())]
+    groups = _groups(rest, hidden, config, PartOptimConfig())
+    for name, settings in config.parts.items():
+        members = [p for p in trained if p in apart[name]]
+        if not members:
+            raise UserError(f"optim.parts.{name} is set, and nothing of that part is trained here")
+        groups += _groups(members, hidden, config, settings)
+    if config.state != "fp32":
+        return CompactAdamW(groups, config.learning_rate, config.betas, config.eps, config.state)
     optimizer = Muon if config.kind == "muon" else torch.optim.AdamW
     return optimizer(
         groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True
     )
+
+
+def _part_parameters(
+    name: PartName, parts: Mapping[Part, Mapping[str, nn.Parameter]]
+) -> set[nn.Parameter]:
+    """The parameters of a part, and of what stands in for it: `decoder LoRA` is of the decoder."""
+    wanted = name.replace("_", "-")
+    return {
+        parameter
+        for part, parameters in parts.items()
+        if part.partition(" ")[0] == wanted
+        for parameter in parameters.values()
+    }
+
+
+def _groups(
+    trained: list[nn.Parameter],
+    hidden: set[Tensor],
+    config: OptimConfig,
+    settings: PartOptimConfig,
+) -> list[dict[str, Any]]:
+    """The groups of parameters with the same settings."""
+    factor = (settings.learning_rate or config.learning_rate) / config.learning_rate
+    decay = config.weight_decay if settings.weight_decay is None else settings.weight_decay
+    gates = [p for p in trained if p.shape == (1,)]
+    vectors = [p for p in trained if p.dim() < 2 and p.shape != (1,)]
+    matrices = [p for p in trained if p.dim() >= 2 and p not in hidden]
+    groups = [
+        _group(matrices, decay, factor),
+        _group(vectors, rate_factor=factor),
+        _group(gates, rate_factor=factor * config.gate_rate_factor),
+    ]
+    if config.kind == "muon":
+        weights = [p for p in trained if p in hidden]
+        groups.append(_group(weights, decay, factor, orthogonal=True))
+    return groups
 
 
 def _group(

@@ -1,15 +1,16 @@
 """A stage from its configuration to its model folder: config -> objects -> fit."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import AutocastKwargs
 from torch import nn
 
 from data.collate import collate_chats, collate_pairs
@@ -19,37 +20,38 @@ from data.mixture import sample_shares
 from data.rejects import REJECTS_NAME, RejectFile
 from data.shards import ShardSet
 from encoders.text import build_text_tower
-from encoders.vit import VisionEncoder
 from training.config import TrainConfig
+from training.determinism import deterministic
 from training.distributed import num_ranks, rank, streams_of_step
+from training.evaluation import Questions, Validation
+from training.flops import StepFlops
+from training.lock import locked
+from training.lora import Making, adapter_tensors, add_adapters, set_dtypes
+from training.memory import recompute_blocks
 from training.metrics import MetricsLog
 from training.objectives import Contrastive, ContrastiveHead, NextToken, Objective
 from training.optim import build_optimizer
+from training.parents import check_parents, check_weights, load_parents, tokenizer_folder
 from training.sample_log import SampleLog
-from training.stages import STAGES, Stage, freeze, parts_of
+from training.signals import StopSignals
+from training.stages import STAGES, Stage, freeze, parts_of, stage_of
+from training.state import Best
+from training.summary import summarised
+from training.trackers import check_trackers
 from training.trainer import FitResult, Trainer
+from training.utilisation import Utilisation, peak_flops
+from vlm.adapters.folder import AdapterConfig, save_adapter
+from vlm.api import Model
 from vlm.chat.processor import Processor
 from vlm.config import dump_config
-from vlm.decoder.stack import Decoder
 from vlm.errors import UserError
 from vlm.model import VisionLanguageModel
 from vlm.provenance import commit, library_versions
+from vlm.weights.folder import ADAPTER_FILE, FORMAT, FolderConfig, save_folder
 from vlm.weights.folder import CONFIG_FILE as FOLDER_CONFIG_FILE
-from vlm.weights.folder import (
-    FORMAT,
-    FolderConfig,
-    check_same_config,
-    is_model_folder,
-    load_component,
-    read_component,
-    save_folder,
-)
-from vlm.weights.graft import graft_llm
-from vlm.weights.sections import read_section
-from vlm.weights.tower_folders import is_tower_folder
-from vlm.weights.towers import load_tower
 
 CONFIG_FILE = "train.yaml"
+BEST_FOLDER = "best"
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Setup:
 
     modules: everything with parameters, by the name it has in model folders and checkpoints.
     notes: what the user should know of weights that come from elsewhere, a line each.
+    adapter: which adapters are trained, and on what; None where the weights are.
     """
 
     config: TrainConfig
@@ -66,75 +69,124 @@ class Setup:
     modules: Mapping[str, nn.Module]
     objective: Objective[Any]
     train: Loader[Any, Any]
-    validation: Loader[Any, Any] | None
+    validation: Validation | None
+    questions: Questions | None
     notes: tuple[str, ...] = ()
+    adapter: AdapterConfig | None = None
 
 
-def train_stage(config: TrainConfig, resume: bool = False) -> FitResult:
+def train_stage(config: TrainConfig, resume: bool = False, force: bool = False) -> FitResult:
     """Run one stage and write its model folder to `config.out`.
 
+    Args:
+        resume: go on from the newest whole checkpoint, if there is any.
+        force: also under a configuration that has changed since.
     Raises:
         UserError: a parent does not match, the data is unusable, or the run folder is taken.
+        RunStopped: a signal ended the run, which can be resumed.
     """
     _check_run_folder(config.out, resume)
-    torch.manual_seed(config.seed)
-    accelerator = build_accelerator(config)
-    setup = build_setup(config)
-    for module in setup.modules.values():
-        module.to(accelerator.device)
-    freeze(setup.stage, parts_of(setup.modules))
-    trainer = Trainer(
-        config,
-        accelerator,
-        setup.modules,
-        setup.objective,
-        build_optimizer(setup.modules.values(), config.optim),
-        setup.train,
-        None if setup.validation is None else partial(_validation_batches, setup),
-        run_identity(setup),
-    )
-    resumed = trainer.resume() if resume else None
-    config.out.mkdir(parents=True, exist_ok=True)
+    check_trackers(config.trackers)
+    with deterministic(config.deterministic):
+        torch.manual_seed(config.seed)
+        accelerator = build_accelerator(config)
+        setup = build_setup(config)
+        for module in setup.modules.values():
+            module.to(accelerator.device)
+        parts = parts_of(setup.modules)
+        freeze(setup.stage, parts)
+        recomputed = recompute_blocks(setup.modules, config.memory)
+        trainer = Trainer(
+            config,
+            accelerator,
+            setup.modules,
+            setup.objective,
+            build_optimizer(setup.modules.values(), config.optim, parts),
+            setup.train,
+            setup.validation,
+            run_identity(setup),
+            setup.questions,
+            build_utilisation(StepFlops(setup.modules, recomputed), accelerator),
+        )
+        with locked(config.out):
+            _check_run_folder(config.out, resume)
+            return _train(setup, trainer, resume, force)
+
+
+def _train(setup: Setup, trainer: Trainer[Any, Any], resume: bool, force: bool) -> FitResult:
+    config = setup.config
+    notes: list[str] = []
+    resumed = resume and trainer.resume(notes.append, force)
+    if resumed:
+        notes.append(f"resumed from {trainer.saver.last} at step {trainer.step}")
+    elif resume:
+        notes.append(f"no checkpoint in {trainer.saver.folder}; starting anew")
     (config.out / CONFIG_FILE).write_text(dump_config(config))
     with ExitStack() as stack:
-        log = stack.enter_context(MetricsLog(config.out, config.stage, config.steps, trainer.step))
+        stop = stack.enter_context(StopSignals())
+        first_step = trainer.step
+        stack.enter_context(summarised(config.out, trainer.facts))
+        log = stack.enter_context(
+            MetricsLog(config.out, config.stage, config.steps, first_step, config.trackers)
+        )
         samples = None
         if config.data.log_samples:
-            samples = stack.enter_context(closing(SampleLog(config.out, trainer.step)))
-        log.message(describe_parts(setup))
-        if resumed is not None:
-            log.message(f"resumed from {resumed} at step {trainer.step}")
-        elif resume:
-            log.message(f"no checkpoint in {trainer.checkpoints}; starting anew")
+            samples = stack.enter_context(closing(SampleLog(config.out, first_step)))
+        for line in (describe_parts(setup), *notes):
+            log.message(line)
         setup.train.on_reject = RejectFile(config.out).add
-        result = trainer.fit(log, samples)
+        result = trainer.fit(log, samples, stop)
         if setup.train.rejects:
             first = setup.train.rejects[0]
             log.message(
                 f"{setup.train.num_rejects} samples rejected, see {config.out / REJECTS_NAME}; "
                 f"the first: {first.key}: {first.reason}"
             )
-    _save_model(setup, result)
+        with trainer.written_weights():
+            _save_model(setup, config.out, result)
+        if result.best is not None and result.best.step < result.steps:
+            _save_best(setup, trainer, result, result.best)
     return result
 
 
-def build_setup(config: TrainConfig) -> Setup:
-    """Build a stage's modules from its parents, and its data."""
-    stage = STAGES[config.stage]
-    _check_parents(config, stage)
-    for component, source in _sources(config).items():
-        _check_shape(config, component, source)
+def _save_best(setup: Setup, trainer: Trainer[Any, Any], result: FitResult, best: Best) -> None:
+    """Write the best step's model beside the last one's, whose weights it takes over."""
+    trainer.saver.payload.restore_weights(trainer.saver.path(best.step))
+    with trainer.written_weights():
+        found = replace(result, steps=best.step, figures={best.figure: best.value})
+        _save_model(setup, setup.config.out / BEST_FOLDER, found)
+
+
+def build_setup(config: TrainConfig, making: Making | None = None) -> Setup:
+    """Build a stage's modules from its parents, and its data.
+
+    Args:
+        making: gives the context in which modules are made without numbers (training/rehearsal.py).
+            What they start from is then only checked, by the headers of its files.
+    """
+    stage = stage_of(config)
+    check_parents(config, stage)
     sources = [ShardSet.open(source.path) for source in config.data.sources]
-    tokenizer_folder = _tokenizer_folder(config)
-    if tokenizer_folder is None:
+    folder = tokenizer_folder(config)
+    if folder is None:
         texts = _texts(sources)
         processor = Processor.train(texts, config.model.vision, _trained_vocabulary(config))
     else:
-        processor = Processor.from_folder(tokenizer_folder, config.model.vision)
+        processor = Processor.from_folder(folder, config.model.vision)
     processor.tokenizer.check_fits(_vocabulary(config))
     build = _contrastive_objects if config.stage == "encoder" else _language_objects
-    modules, objective = build(config, processor)
-    notes = _load_parents(config, modules)
+    with _place_of_birth(config, making):
+        modules, objective = build(config, processor)
+        if config.lora is not None:
+            set_dtypes(modules.values(), config.lora)
+    if config.lora is not None and making is None:
+        for module in modules.values():
+            module.to_empty(device="cpu")
+    notes = load_parents(config, modules) if making is None else check_weights(config, modules)
+    adapter = None
+    if config.lora is not None:
+        adapter, added = _adapt(config, objective, making)
+        notes += added
     data = config.data
     if config.stage == "encoder":
         encode: Any = PairEncoder(processor, data.max_tokens, data.draft)
@@ -153,9 +205,17 @@ def build_setup(config: TrainConfig) -> Setup:
     )
     validation = None
     if data.validation:
-        held_out = [ShardSet.open(location) for location in data.validation]
-        validation = make(held_out, shuffle=False)
-    return Setup(config, stage, processor, modules, objective, train, validation, notes)
+        validation = Validation.open(
+            data.validation, partial(make, shuffle=False), config.validation_batches
+        )
+    questions = None
+    if config.evaluate is not None:
+        assert isinstance(objective, NextToken)
+        # The model belongs to no folder yet but the run's.
+        questions = Questions(Model(objective.model, processor, config.out), config.evaluate)
+    return Setup(
+        config, stage, processor, modules, objective, train, validation, questions, notes, adapter
+    )
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
@@ -169,14 +229,29 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     )
     # accelerate has one state a process; the stages of a process may differ in precision.
     AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(cpu=use_cpu, mixed_precision="bf16" if bf16 else "no")
+    # A weight is used once a forward pass: a cache of its bf16 copy would only keep it longer.
+    autocast = AutocastKwargs(cache_enabled=False)
+    mixed_precision = "bf16" if bf16 else "no"
+    return Accelerator(cpu=use_cpu, mixed_precision=mixed_precision, kwargs_handlers=[autocast])
+
+
+def build_utilisation(flops: StepFlops, accelerator: Accelerator) -> Utilisation | None:
+    """What measures the use of the device; None where its peak is not known."""
+    bf16 = accelerator.mixed_precision == "bf16"
+    peak = peak_flops(accelerator.device, torch.bfloat16 if bf16 else torch.float32)
+    return None if peak is None else Utilisation(flops, peak)
 
 
 def run_identity(setup: Setup) -> dict[str, Any]:
     """What must be equal for a checkpoint to be continued: all but where and how often we log."""
     free = {"out", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "device"}
+    free |= {"memory"}  # what is recomputed is the same to the bit
+    free |= {"keep_best", "evaluate", "trackers"}
     identity = setup.config.model_dump(mode="json", exclude=free)
     del identity["data"]["num_workers"]  # the order of samples does not depend on it
+    del identity["optim"]["max_skipped_steps"]
+    if setup.adapter is not None:
+        identity["base_sha256"] = setup.adapter.base.sha256
     identity["manifests"] = [source.fingerprint for source in setup.train.sources]
     identity["batches_per_step"] = setup.train.order.num_streams
     return identity
@@ -185,12 +260,32 @@ def run_identity(setup: Setup) -> dict[str, Any]:
 def describe_parts(setup: Setup) -> str:
     """The stage's table: part, parameters, trained or frozen; and the notes."""
     lines = [f"stage {setup.config.stage}: {setup.stage.objective}"]
-    for part, parameters in parts_of(setup.modules).items():
+    parts = parts_of(setup.modules)
+    width = max(16, *map(len, parts))
+    for part, parameters in parts.items():
         count = sum(parameter.numel() for parameter in parameters.values())
         state = "trained" if part in setup.stage.trained else "frozen"
-        lines.append(f"  {part:<16} {count:>14,}  {state}")
+        lines.append(f"  {part:<{width}} {count:>14,}  {state}")
     lines += setup.notes
     return "\n".join(lines)
+
+
+def _adapt(
+    config: TrainConfig, objective: Objective[Any], making: Making | None
+) -> tuple[AdapterConfig | None, tuple[str, ...]]:
+    """Put adapters onto the base; return what they are on (none in a rehearsal), and notes."""
+    assert config.lora is not None and config.init_from.model is not None
+    assert isinstance(objective, NextToken)
+    notes = add_adapters(objective.model, config.lora, making)
+    on = None if making is not None else AdapterConfig.on(config.init_from.model, config.lora)
+    return on, notes
+
+
+def _place_of_birth(config: TrainConfig, making: Making | None) -> AbstractContextManager[Any]:
+    """Where modules are made: a base, which is loaded whole, without drawing numbers."""
+    if making is not None:
+        return making()
+    return nullcontext() if config.lora is None else torch.device("meta")
 
 
 def _contrastive_objects(
@@ -216,65 +311,6 @@ def _language_objects(
     return {name: getattr(model, name) for name in kept}, objective
 
 
-def _load_parents(config: TrainConfig, modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
-    """Load each component from where the stage starts; return notes on others' folders."""
-    notes: list[str] = []
-    for component, source in _sources(config).items():
-        module = modules[component]
-        if isinstance(module, VisionEncoder) and is_tower_folder(source):
-            notes += load_tower(module, source)
-        elif isinstance(module, Decoder) and not is_model_folder(source):
-            notes += graft_llm(module, source)
-        else:
-            load_component(module, read_component(source, component), component, source)
-    return tuple(notes)
-
-
-def _check_shape(config: TrainConfig, component: str, source: Path) -> None:
-    """Check that a component's section is the shape of what it starts from.
-
-    A tower decides a part of its section, which is compared when it is loaded.
-    """
-    if component == "encoder" and is_tower_folder(source):
-        return
-    section = {"encoder": "vision"}.get(component, component)
-    ours = getattr(config.model, section)
-    check_same_config(ours, read_section(type(ours), source), f"model.{section}", source)
-
-
-def _sources(config: TrainConfig) -> dict[str, Path]:
-    """Which folder each component of a stage starts from."""
-    start = config.init_from
-    if config.stage == "encoder" and start.encoder is not None:
-        return {"encoder": start.encoder}
-    if config.stage == "align":
-        return {"decoder": cast(Path, start.decoder), "encoder": cast(Path, start.encoder)}
-    if config.stage == "finetune":
-        model = cast(Path, start.model)
-        return {"encoder": model, "projector": model, "decoder": model}
-    return {}
-
-
-def _tokenizer_folder(config: TrainConfig) -> Path | None:
-    start = config.init_from
-    return {"align": start.decoder, "finetune": start.model}.get(config.stage, start.tokenizer)
-
-
-def _check_parents(config: TrainConfig, stage: Stage) -> None:
-    given = {name for name, path in config.init_from if path is not None}
-    missing = [name for name in stage.parents if name not in given]
-    if missing:
-        raise UserError(
-            f"stage {config.stage} starts from init_from.{missing[0]}; set it to a model folder"
-        )
-    allowed = {*stage.parents, *stage.options}
-    if given - allowed:
-        raise UserError(
-            f"stage {config.stage} takes no init_from.{sorted(given - allowed)[0]}; "
-            f"it takes {', '.join(sorted(allowed))}"
-        )
-
-
 def _vocabulary(config: TrainConfig) -> int:
     if config.contrastive is not None:
         return config.contrastive.text_tower.vocab_size
@@ -295,32 +331,23 @@ def _texts(sources: Iterable[ShardSet]) -> Iterator[str]:
             yield from (message.text for message in raw.sample.messages)
 
 
-def _validation_batches(setup: Setup) -> Iterator[Any]:
-    """The first `validation_batches` of the validation set, the same ones each time."""
-    loader = setup.validation
-    assert loader is not None
-    for index, batch in enumerate(loader.one_epoch()):
-        if index == setup.config.validation_batches:
-            return
-        yield batch
-
-
 def _check_run_folder(out: Path, resume: bool) -> None:
     if not resume and (out / CONFIG_FILE).exists():
         raise UserError(
             f"{out} already holds a run; resume it with --resume auto, or choose another out="
         )
-    if resume and (out / FOLDER_CONFIG_FILE).exists():
+    if resume and any((out / name).exists() for name in (FOLDER_CONFIG_FILE, ADAPTER_FILE)):
         raise UserError(
             f"{out} holds a finished model, so there is nothing to resume; "
             "train on from it in another out="
         )
 
 
-def _save_model(setup: Setup, result: FitResult) -> None:
+def _save_model(setup: Setup, folder: Path, result: FitResult) -> None:
     config = setup.config
     parents = {name: str(path) for name, path in config.init_from if path is not None}
-    loaders = {"train": setup.train, "validation": setup.validation}
+    held_out = None if setup.validation is None else setup.validation.together
+    loaders = {"train": setup.train, "validation": held_out}
     data = {
         split: [
             {"folder": source.location, "manifest_sha256": source.fingerprint}
@@ -328,8 +355,22 @@ def _save_model(setup: Setup, result: FitResult) -> None:
         ]
         for split, loader in loaders.items()
     }
+    provenance = {
+        "stage": config.stage,
+        "steps": result.steps,
+        "seed": config.seed,
+        "figures": dict(result.figures),
+        "parents": parents,
+        "data": data,
+        "commit": commit(),
+        "versions": library_versions(),
+    }
+    if setup.adapter is not None:
+        tensors = adapter_tensors(setup.modules)
+        save_adapter(folder, setup.adapter, config.model, tensors, provenance)
+        return
     save_folder(
-        config.out,
+        folder,
         FolderConfig(
             format=FORMAT,
             stage=config.stage,
@@ -339,14 +380,5 @@ def _save_model(setup: Setup, result: FitResult) -> None:
         ),
         {name: setup.modules[name] for name in setup.stage.components},
         setup.processor,
-        {
-            "stage": config.stage,
-            "steps": result.steps,
-            "seed": config.seed,
-            "figures": dict(result.figures),
-            "parents": parents,
-            "data": data,
-            "commit": commit(),
-            "versions": library_versions(),
-        },
+        provenance,
     )

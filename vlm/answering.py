@@ -69,7 +69,7 @@ class Answering:
         stop: Sequence[str],
         max_slots: int,
     ) -> Iterator[list[RunningAnswer]]:
-        """Answer prompts; yields all answers after every step, the same objects each time.
+        """Answer prompts; yields all answers after every step and at the end, the same objects.
 
         An iterator that is dropped half way cancels what is left.
 
@@ -93,6 +93,7 @@ class Answering:
                 if failed:
                     raise RuntimeError(f"the answer could not be generated: {failed[0]}")
                 yield answers
+            yield answers  # steps of others may have ended them
         finally:
             session.cancel(answers)
 

@@ -10,6 +10,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from encoders.tiling import TiledImage
+from vlm.adapters.folder import is_adapter_folder, read_adapter
 from vlm.answering import Answering, RunningAnswer
 from vlm.chat.processor import Processor
 from vlm.engine.sampling import SamplingConfig
@@ -217,19 +218,23 @@ class Model:
 def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> Model:
     """Load a model folder: one of ours, or one of transformers' Mllama (Llama 3.2 Vision).
 
+    The folder of an adapter is loaded as its base with the adapter merged in.
+
     Args:
         device: "auto" is the first GPU where there is one, else the CPU.
         dtype: "float32", "bfloat16", "float16"; "auto" is bfloat16 on a GPU, float32 on the CPU.
     Raises:
         UserError: the folder is missing, damaged, holds only a part of a model or one of another
-            kind.
+            kind; an adapter's base is not there, or is another model.
     """
     folder = Path(path)
-    config = read_folder_config(folder)
+    adapter = read_adapter(folder) if is_adapter_folder(folder) else None
+    weights = folder if adapter is None else adapter.base
+    config = read_folder_config(weights)
     missing = [component for component in COMPONENTS if component not in config.components]
     if missing:
         raise UserError(
-            f"{folder} (stage {config.stage}) has no {' and no '.join(missing)}; "
+            f"{weights} (stage {config.stage}) has no {' and no '.join(missing)}; "
             "load the folder of an align or finetune stage"
         )
     target = find_device(device)
@@ -238,14 +243,16 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> Model:
     weights_dtype = DTYPES[
         dtype if dtype != "auto" else ("bfloat16" if target.type == "cuda" else "float32")
     ]
-    processor = Processor.from_folder(folder, config.model.vision)
+    processor = Processor.from_folder(weights, config.model.vision)
     processor.tokenizer.check_fits(config.model.decoder.num_embeddings)
     with torch.device("meta"):
         network = VisionLanguageModel(config.model, processor.tokenizer.image_id)
     network.to_empty(device=target).to(weights_dtype)
     for component in COMPONENTS:
-        tensors = read_component(folder, component)
-        load_component(getattr(network, component), tensors, component, folder)
+        tensors = read_component(weights, component)
+        load_component(getattr(network, component), tensors, component, weights)
+    if adapter is not None:
+        adapter.merge_into(network)
     return Model(network.requires_grad_(False), processor, folder)
 
 

@@ -36,8 +36,8 @@ COMMANDS = {
         "vlm.server.commands", "Serve a model over HTTP, in the form of OpenAI's API."
     ),
     "eval": Command("eval.commands", "Measure a model on question shards."),
-    "convert": Command("vlm.weights.commands", "Models of transformers to ours, and back."),
-    "bench": Command("eval.commands", "Measure our speed beside others: encode, load, serve, ..."),
+    "convert": Command("vlm.weights.commands", "Models from and to transformers; adapters merged."),
+    "bench": Command("training.commands", "Measure our speed beside others: load, train and more."),
     "env": Command("vlm.commands", "Print the versions and devices in use."),
 }
 

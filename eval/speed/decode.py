@@ -207,10 +207,14 @@ class Comparison:
 
     def _draw_images(self) -> list[TiledImage]:
         px = self.config.vision.tile_size_px
-        shape = self.load.batch_size, 1, 3, px, px
         return [
-            TiledImage(tiles, 1, (1, 1))
-            for tiles in torch.randint(0, 256, shape, dtype=torch.uint8)
+            TiledImage(
+                # Noise alone looks alike; so each picture is brighter than the one before.
+                torch.randint(0, 256 * (row + 1) // self.load.batch_size, (1, 3, px, px)).byte(),
+                aspect_ratio_id=1,
+                canvas=(1, 1),
+            )
+            for row in range(self.load.batch_size)
         ]
 
     def _peer_images(self) -> dict[str, Tensor]:

@@ -60,7 +60,7 @@ MAX_NUM_TILES = 4
 # A token's features may differ by this share of their length. The sums run in another order, which
 # costs a few roundings in each layer: 2^-24 each in float32, 2^-11 in float16, 2^-8 in bfloat16.
 TOLERANCES = {"float32": 2e-5, "float16": 1e-2, "bfloat16": 1e-1}
-MASKED_PADDING = "vlm_masked_padding"
+MASKED_PADDING = "vlmmasked_padding"
 
 
 def parse_tile_mix(text: str) -> tuple[int, ...]:
@@ -141,7 +141,7 @@ class Comparison:
         """
         masked = self.padding_tiles == "drop"
         if masked:
-            AttentionInterface.register(MASKED_PADDING, _masked_padding)
+            AttentionInterface.register(MASKED_PADDING, masked_padding)
             self.peer.set_attn_implementation(MASKED_PADDING)
         theirs = self.run_peer()[:, 0][self.tile_mask].float()
         self.peer.set_attn_implementation("sdpa")
@@ -207,7 +207,7 @@ def transformers_twin(ours: VisionEncoder) -> nn.Module:
     return twin
 
 
-def _masked_padding(
+def masked_padding(
     module: nn.Module,
     query: Tensor,
     key: Tensor,

@@ -9,6 +9,9 @@ from torch import nn
 
 from training.config import OptimConfig
 from training.optim import build_optimizer, learning_rate
+from training.stages import parts_of
+from vlm.errors import UserError
+from vlm.model import VisionLanguageModel
 
 
 def make_config(**settings: Any) -> OptimConfig:
@@ -97,3 +100,39 @@ def test_decay_steps_belong_to_one_schedule(schedule: str, decay_steps: int | No
 def test_inverse_square_root_falls_by_half_in_four_times_the_steps() -> None:
     config = make_config()
     assert math.isclose(learning_rate(config, 15, 99), 2 * learning_rate(config, 63, 99))
+
+
+def test_parts_learn_and_decay_at_their_own_rates_and_the_rest_at_the_common_one(
+    tiny_model: VisionLanguageModel,
+) -> None:
+    names = ("encoder", "projector", "decoder")
+    parts = parts_of({name: getattr(tiny_model, name) for name in names})
+    own = {
+        "encoder": {"learning_rate": 0.08},
+        "cross_attention": {"learning_rate": 1.6, "weight_decay": 0.3},
+    }
+    config = make_config(parts=own, gate_rate_factor=5)
+    optimizer = build_optimizer([getattr(tiny_model, name) for name in names], config, parts)
+    settings = {
+        parameter: (group["rate_factor"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    factors = {"encoder": 0.1, "cross-attention": 2.0, "projector": 1.0, "decoder": 1.0}
+    decays = {"cross-attention": 0.3}
+    count = 0
+    for part, parameters in parts.items():
+        for parameter in parameters.values():
+            gate = 5 if parameter.shape == (1,) else 1
+            decay = decays.get(part, 0.1) if parameter.dim() >= 2 else 0.0
+            assert settings[parameter] == (pytest.approx(factors[part] * gate), decay)
+            count += 1
+    assert count == len(settings) == len(list(tiny_model.parameters()))
+
+
+def test_settings_of_a_frozen_part_are_refused(tiny_model: VisionLanguageModel) -> None:
+    tiny_model.encoder.requires_grad_(False)
+    parts = parts_of({"encoder": tiny_model.encoder, "projector": tiny_model.projector})
+    config = make_config(parts={"encoder": {"learning_rate": 0.1}})
+    with pytest.raises(UserError, match=r"optim\.parts\.encoder is set, and nothing of that part"):
+        build_optimizer([tiny_model.encoder, tiny_model.projector], config, parts)

@@ -15,11 +15,11 @@ from data.pack import Manifest, pack
 from data.rejects import read_rejects
 from data.schema import RawSample, Sample
 from data.shards import read_folder
+from training.checkpoints import list_checkpoints
 from training.config import StageName, TrainConfig
 from training.metrics import METRICS_FILE, read_metrics
 from training.run import build_setup, train_stage
 from training.stages import STAGES
-from training.state import list_checkpoints
 from vlm.config import load_config
 from vlm.errors import UserError
 from vlm.weights.convert import to_hf
@@ -27,7 +27,7 @@ from vlm.weights.folder import read_component, read_folder_config, read_provenan
 from vlm.weights.mllama_names import our_name
 
 MakeConfig = Callable[..., TrainConfig]
-SPEEDS = ("samples_per_s", "tokens_per_s")
+SPEEDS = ("samples_per_s", "tokens_per_s", "pictures_per_s", "data_wait", "memory_gb")
 
 
 def saved_weights(folder: Path) -> dict[str, torch.Tensor]:

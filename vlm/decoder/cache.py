@@ -50,14 +50,14 @@ class TextCache:
             if layer not in config.cross_attention_layers
         }
 
-    def rows(self, first: int, end: int, num_tokens: int, sees_all: bool = False) -> "CacheRows":
+    def rows(self, first: int, end: int, num_tokens: int, at_end: bool = False) -> "CacheRows":
         """Consecutive slots whose queries see at most the first `num_tokens` positions.
 
         Args:
-            sees_all: every query sees all of them.
+            at_end: there is one slot, and its new tokens are the last of these positions.
         """
         slots = torch.arange(first, end, device=next(iter(self.layers.values()))[0].device)
-        return CacheRows(self, slots, num_tokens, sees_all, slice(first, end))
+        return CacheRows(self, slots, num_tokens, at_end, slice(first, end))
 
     def chosen(self, slots: Tensor, num_tokens: int | None) -> "CacheRows":
         """Any slots (B,) int64; with None for `num_tokens`, rows that start at position 0."""
@@ -70,7 +70,8 @@ class CacheRows:
     Args:
         num_tokens: the positions that queries may see; None where every row starts at position 0,
             so that what a call writes is all that it reads.
-        sees_all: every query sees all of them.
+        at_end: there is one slot, and its new tokens are the last of these positions: then they are
+            written as a piece, and a single one needs no mask.
         consecutive: the slots as a slice if they lie side by side: then they are read in place.
     """
 
@@ -79,10 +80,10 @@ class CacheRows:
         cache: TextCache,
         slots: Tensor,
         num_tokens: int | None,
-        sees_all: bool = False,
+        at_end: bool = False,
         consecutive: slice | None = None,
     ) -> None:
-        self.cache, self.num_tokens, self.sees_all = cache, num_tokens, sees_all
+        self.cache, self.num_tokens, self.at_end = cache, num_tokens, at_end
         self._slots = slots
         self._rows = slots.unsqueeze(1)  # (B, 1)
         self._consecutive = consecutive
@@ -91,10 +92,10 @@ class CacheRows:
         """What is added to the scores of new tokens at positions (B, S): 0 or -inf.
 
         Returns:
-            (B, 1, S, num_tokens); None where attention is causal over the rows given, or where
-            every token sees every position.
+            (B, 1, S, num_tokens); None where attention is causal over the rows given, or where a
+            single token sees every position.
         """
-        if self.num_tokens is None or self.sees_all:
+        if self.num_tokens is None or (self.at_end and positions.shape[1] == 1):
             return None
         seen = torch.arange(self.num_tokens, device=positions.device) <= positions.unsqueeze(-1)
         mask = torch.zeros(seen.shape, dtype=dtype, device=positions.device)
@@ -103,8 +104,14 @@ class CacheRows:
     def write(self, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> KeyValues:
         """Store (B, S, H, d) keys and values at (B, S) positions; return what queries may see."""
         stored_keys, stored_values = self.cache.layers[layer]
-        stored_keys[self._rows, positions] = keys.to(stored_keys.dtype)
-        stored_values[self._rows, positions] = values.to(stored_values.dtype)
+        if self.at_end:
+            assert self.num_tokens is not None and self._consecutive is not None
+            row, start = self._consecutive.start, self.num_tokens - keys.shape[1]
+            stored_keys[row, start : self.num_tokens] = keys[0]
+            stored_values[row, start : self.num_tokens] = values[0]
+        else:
+            stored_keys[self._rows, positions] = keys.to(stored_keys.dtype)
+            stored_values[self._rows, positions] = values.to(stored_values.dtype)
         if self.num_tokens is not None:
             rows = self._slots if self._consecutive is None else self._consecutive
             keys = stored_keys[rows, : self.num_tokens]

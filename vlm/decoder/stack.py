@@ -193,6 +193,14 @@ class Decoder(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Return (..., vocab_size) logits of hidden states (..., D)."""
         if self.config.tie_embeddings:
-            return F.linear(hidden, self.embed_tokens.weight[: self.config.vocab_size])
+            return F.linear(hidden, self.output_weight)
         logits: Tensor = self.lm_head(hidden)
         return logits
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The matrix (vocab_size, D) that is all of `logits`."""
+        if self.config.tie_embeddings:
+            return self.embed_tokens.weight[: self.config.vocab_size]
+        assert isinstance(self.lm_head, nn.Linear)  # not something put around it
+        return self.lm_head.weight

@@ -109,7 +109,7 @@ class Passes:
         if not any(chunk.start for chunk in chunks):
             rows = self.cache.chosen(torch.tensor(slots, device=device), None)
         elif len(chunks) == 1:
-            rows = self.cache.rows(slots[0], slots[0] + 1, chunks[0].end)
+            rows = self.cache.rows(slots[0], slots[0] + 1, chunks[0].end, at_end=True)
         else:
             num_tokens = max(chunk.end for chunk in chunks)
             rows = self.cache.chosen(torch.tensor(slots, device=device), num_tokens)
@@ -142,7 +142,7 @@ class Passes:
             torch.tensor(ids, device=self.device).unsqueeze(1),
             torch.tensor(positions, device=self.device).unsqueeze(1),
             _answer_images(slots, end - first, self.device),
-            self.cache.rows(first, end, num_tokens, sees_all=len(slots) == end - first == 1),
+            self.cache.rows(first, end, num_tokens, at_end=end - first == 1),
         )
         hidden = hidden[:, -1]
         if len(slots) < end - first:

@@ -1,4 +1,4 @@
-"""The commands that take models in from transformers, and out to it."""
+"""The commands that make one model folder of another: from and to transformers, and merged."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,7 @@ import typer
 from vlm.errors import UserError
 
 app = typer.Typer(add_completion=False)
-convert = typer.Typer(no_args_is_help=True, help="Models of transformers to ours, and back.")
+convert = typer.Typer(no_args_is_help=True, help="One kind of model folder to another.")
 app.add_typer(convert, name="convert")
 
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="A folder that is new, or empty.")]
@@ -59,4 +59,20 @@ def to_hf(
     from vlm.weights.convert import to_hf as convert_folder
 
     convert_folder(source, out)
+    print(f"{source} -> {out}")
+
+
+@convert.command("merge")
+def merge(
+    source: Annotated[Path, typer.Argument(metavar="ADAPTER", help="The folder of an adapter.")],
+    out: Out,
+) -> None:
+    """Write a whole model folder from an adapter and the base that it was trained on.
+
+    The base is found where the adapter's `adapter.json` says, and refused if it is another one.
+    Weights keep the base's dtype.
+    """
+    from vlm.adapters.merge import merge as merge_folders
+
+    merge_folders(source, out)
     print(f"{source} -> {out}")

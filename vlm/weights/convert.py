@@ -63,8 +63,8 @@ def from_hf(source: Path, out: Path, origin: Mapping[str, Any]) -> FolderConfig:
     tensors = folder_tensors(source, found)
     processor = Processor.from_folder(source, found.model.vision)
     processor.tokenizer.check_fits(found.model.decoder.num_embeddings)
-    with _new_folder(out, tensors) as folder:
-        copy_sharded(_by_file(tensors), folder)
+    with new_folder(out, tensors) as folder:
+        copy_sharded(by_file(tensors), folder)
         processor.save(folder)
         write_json(folder / PROVENANCE_FILE, _provenance(STAGE, {"source": dict(origin)}))
         write_json(folder / CONFIG_FILE, config.model_dump(mode="json"))
@@ -89,7 +89,7 @@ def to_hf(source: Path, out: Path) -> None:
     if missing:
         raise UserError(f"{source} (stage {found.stage}) has no {' and no '.join(missing)}")
     processor = Processor.from_folder(source, found.model.vision)
-    tensors = _checked_tensors(source, found)
+    tensors = checked_tensors(source, found)
     config = _mllama_config(found.model, processor, tensors)
     tokenizer = processor.tokenizer
     tokenizer.check_fits(found.model.decoder.num_embeddings)
@@ -103,8 +103,8 @@ def to_hf(source: Path, out: Path) -> None:
         **tokenizer.generation,
     }
     origin = {"source": {"folder": str(source), "provenance": read_provenance(source)}}
-    with _new_folder(out, named) as folder:
-        copy_sharded(_by_file(named), folder)
+    with new_folder(out, named) as folder:
+        copy_sharded(by_file(named), folder)
         processor.save(folder)
         write_json(folder / GENERATION_FILE, generation)
         write_json(folder / SETTINGS_FILE, image_settings(found.model.vision))
@@ -112,7 +112,7 @@ def to_hf(source: Path, out: Path) -> None:
         write_json(folder / CONFIG_FILE, config)
 
 
-def _checked_tensors(source: Path, found: FolderConfig) -> dict[str, StoredTensor]:
+def checked_tensors(source: Path, found: FolderConfig) -> dict[str, StoredTensor]:
     """The tensors of a folder of ours, after accounting for every one."""
     tensors = folder_tensors(source, found)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
@@ -145,7 +145,7 @@ def _mllama_config(
     )
 
 
-def _by_file(tensors: Mapping[str, StoredTensor]) -> list[dict[str, StoredTensor]]:
+def by_file(tensors: Mapping[str, StoredTensor]) -> list[dict[str, StoredTensor]]:
     """The tensors of each file, in the order of their bytes."""
     ordered = sorted(tensors.items(), key=lambda item: (item[1].file, item[1].start))
     files: dict[Path, dict[str, StoredTensor]] = {}
@@ -165,7 +165,7 @@ def _provenance(stage: str, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _new_folder(out: Path, tensors: Mapping[str, StoredTensor]) -> Iterator[Path]:
+def new_folder(out: Path, tensors: Mapping[str, StoredTensor]) -> Iterator[Path]:
     """Give a temporary folder beside `out` that takes its name at the end, or vanishes.
 
     Raises:

@@ -38,6 +38,8 @@ from vlm.weights.tensors import (
 
 CONFIG_FILE = "config.json"
 PROVENANCE_FILE = "provenance.json"
+# In an adapter's folder (vlm/adapters/folder.py), which has no configuration of a model.
+ADAPTER_FILE = "adapter.json"
 FORMAT = "vlm-1"
 # Format, and stage, of a transformers folder.
 MLLAMA = "mllama"
@@ -112,6 +114,11 @@ def read_folder_config(folder: Path) -> FolderConfig:
             another kind of model, or one of Mllama's that we cannot compute exactly.
     """
     path = folder / CONFIG_FILE
+    if not path.is_file() and (folder / ADAPTER_FILE).is_file():
+        raise UserError(
+            f"{folder} holds an adapter, not a whole model; "
+            f"`vlm convert merge {folder} OUT` makes one of it"
+        )
     if not path.is_file():
         what = "there is no such folder" if not folder.exists() else f"it has no {CONFIG_FILE}"
         raise UserError(f"{folder} is not a model folder: {what}")
@@ -170,6 +177,15 @@ def read_component(folder: Path, component: str) -> dict[str, Tensor]:
     Raises:
         UserError: the folder does not hold the component; otherwise as `folder_tensors`.
     """
+    return read_tensors(stored_component(folder, component))
+
+
+def stored_component(folder: Path, component: str) -> dict[str, StoredTensor]:
+    """Find one component's tensors, as `read_component` names them; only headers are read.
+
+    Raises:
+        UserError: as `read_component`.
+    """
     config = read_folder_config(folder)
     if component not in config.components:
         raise UserError(
@@ -177,13 +193,11 @@ def read_component(folder: Path, component: str) -> dict[str, Tensor]:
             f"no {component}; point to a folder that has one"
         )
     prefix = f"{component}."
-    return read_tensors(
-        {
-            name.removeprefix(prefix): tensor
-            for name, tensor in folder_tensors(folder, config).items()
-            if name.startswith(prefix)
-        }
-    )
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in folder_tensors(folder, config).items()
+        if name.startswith(prefix)
+    }
 
 
 def load_component(
@@ -194,13 +208,27 @@ def load_component(
     Raises:
         UserError: names the first tensors that are missing, left over, or of another shape.
     """
+    check_component(module, tensors, component, source)
+    module.load_state_dict(dict(tensors))
+
+
+def check_component(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor] | Mapping[str, StoredTensor],
+    component: str,
+    source: Path,
+) -> None:
+    """Check that the names and shapes of tensors are exactly a module's own.
+
+    Raises:
+        UserError: names the first tensors that are missing, left over, or of another shape.
+    """
     problems = mismatches(
         {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()},
         {name: tuple(tensor.shape) for name, tensor in tensors.items()},
     )
     if problems:
         raise UserError(f"{component} of {source} does not match the model: {listed(problems)}")
-    module.load_state_dict(dict(tensors))
 
 
 def check_same_config(ours: BaseModel, theirs: BaseModel, section: str, source: Path) -> None:

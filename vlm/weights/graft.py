@@ -17,7 +17,7 @@ from vlm.weights.comparison import listed, mismatches
 from vlm.weights.folder import check_same_config
 from vlm.weights.llm import Llm, read_llm
 from vlm.weights.mllama_folder import FLOATS
-from vlm.weights.tensors import read_tensors, stored_tensors
+from vlm.weights.tensors import StoredTensor, read_tensors, stored_tensors
 
 EMBEDDINGS, HEAD = "embed_tokens.weight", "lm_head.weight"
 # Tables in older files that follow from the configuration.
@@ -34,23 +34,27 @@ def graft_llm(decoder: Decoder, folder: Path) -> tuple[str, ...]:
             left over, or of another shape or dtype.
     """
     llm = read_llm(folder)
-    check_same_config(decoder.config, llm.config, "model.decoder", folder)
+    stored = _stored(decoder, folder, llm)
+    found = _read(folder, stored, decoder.config.tie_embeddings)
     ours = decoder.state_dict()
-    names = {name: source_name(name, decoder.config) for name in ours}
-    shapes = {theirs: tuple(ours[name].shape) for name, theirs in names.items() if theirs}
-    for rows in {f"model.{EMBEDDINGS}", HEAD} & set(shapes):
-        shapes[rows] = llm.num_rows, decoder.config.hidden_size
-    found = _read(folder, shapes, decoder.config.tie_embeddings)
-    for name, theirs in names.items():
+    for name in ours:
+        theirs = source_name(name, decoder.config)
         if theirs is not None:
             tensor = found.pop(theirs)
             grown = name in (EMBEDDINGS, HEAD)
             ours[name].copy_(_with_new_rows(tensor, len(ours[name]), llm) if grown else tensor)
-    return (
-        f"decoder: the LLM of {folder}, with new cross-attention layers at "
-        f"{', '.join(map(str, decoder.config.cross_attention_layers))}",
-        *llm.notes,
-    )
+    return _notes(decoder.config, folder, llm)
+
+
+def check_llm(decoder: Decoder, folder: Path) -> tuple[str, ...]:
+    """Check by the headers of its files that an LLM fits a decoder; return `graft_llm`'s notes.
+
+    Raises:
+        UserError: as `graft_llm`.
+    """
+    llm = read_llm(folder)
+    _stored(decoder, folder, llm)
+    return _notes(decoder.config, folder, llm)
 
 
 def source_name(name: str, config: DecoderConfig) -> str | None:
@@ -67,31 +71,53 @@ def source_name(name: str, config: DecoderConfig) -> str | None:
     return f"model.layers.{int(layer) - before}.{tensor}"
 
 
-def _read(folder: Path, shapes: dict[str, tuple[int, ...]], tied: bool) -> dict[str, Tensor]:
-    """Read an LLM's tensors after checking that they are exactly those of its configuration."""
+def _notes(config: DecoderConfig, folder: Path, llm: Llm) -> tuple[str, ...]:
+    return (
+        f"decoder: the LLM of {folder}, with new cross-attention layers at "
+        f"{', '.join(map(str, config.cross_attention_layers))}",
+        *llm.notes,
+    )
+
+
+def _stored(decoder: Decoder, folder: Path, llm: Llm) -> dict[str, StoredTensor]:
+    """Find an LLM's tensors after checking that they are exactly those of its configuration.
+
+    A tied output layer may be among them.
+    """
+    config = decoder.config
+    check_same_config(config, llm.config, "model.decoder", folder)
+    ours = decoder.state_dict()
+    names = {name: source_name(name, config) for name in ours}
+    shapes = {theirs: tuple(ours[name].shape) for name, theirs in names.items() if theirs}
+    for rows in {f"model.{EMBEDDINGS}", HEAD} & set(shapes):
+        shapes[rows] = llm.num_rows, config.hidden_size
     # A model saved without its output layer leaves the prefix out.
     found = {
         name if name.startswith(("model.", "lm_head.")) else f"model.{name}": tensor
         for name, tensor in stored_tensors(folder).items()
         if not name.endswith(DERIVED_SUFFIX)
     }
-    tied_head = found.pop(HEAD, None) if tied else None
-    problems = mismatches(shapes, {name: tensor.shape for name, tensor in found.items()})
+    needed = {name: t for name, t in found.items() if not (config.tie_embeddings and name == HEAD)}
+    problems = mismatches(shapes, {name: tensor.shape for name, tensor in needed.items()})
     problems += [
         f"{name} is of dtype {tensor.dtype}, needed: {', '.join(FLOATS)}"
-        for name, tensor in found.items()
+        for name, tensor in needed.items()
         if tensor.dtype not in FLOATS
     ]
     if problems:
         raise UserError(f"the weights of {folder} do not match its config.json: {listed(problems)}")
-    tensors = read_tensors(found)
-    if tied_head is not None:
-        head = read_tensors({HEAD: tied_head})[HEAD]
-        if not torch.equal(head, tensors[f"model.{EMBEDDINGS}"]):
-            raise UserError(
-                f"{folder}: {HEAD} differs from model.{EMBEDDINGS}, though tie_word_embeddings is "
-                "true in config.json; set it to false, or remove the tensor"
-            )
+    return found
+
+
+def _read(folder: Path, stored: dict[str, StoredTensor], tied: bool) -> dict[str, Tensor]:
+    """Read an LLM's tensors; a tied output layer must be the embedding, and is left out."""
+    tensors = read_tensors(stored)
+    head = tensors.pop(HEAD, None) if tied else None
+    if head is not None and not torch.equal(head, tensors[f"model.{EMBEDDINGS}"]):
+        raise UserError(
+            f"{folder}: {HEAD} differs from model.{EMBEDDINGS}, though tie_word_embeddings is "
+            "true in config.json; set it to false, or remove the tensor"
+        )
     return tensors
 
 

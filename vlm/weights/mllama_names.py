@@ -74,6 +74,15 @@ def mllama_name(name: str) -> str | None:
     return _translated(name, _THEIRS)
 
 
+def name_in_memory(name: str) -> str:
+    """Return what transformers 5 calls a tensor of its files in the model that it has loaded."""
+    if name.startswith("language_model.lm_head."):
+        return name.removeprefix("language_model.")
+    if name.startswith("language_model.model."):
+        return f"model.language_model.{name.removeprefix('language_model.model.')}"
+    return f"model.{name}"
+
+
 def _translated(name: str, table: Mapping[str, str]) -> str | None:
     """Look a name up, as it is or with its layer's number left open."""
     if name in table:

@@ -8,10 +8,10 @@ and keeps every bit and every dtype.
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -54,6 +54,40 @@ class StoredTensor:
             self.start,
             self.num_bytes // rows * num_rows,
         )
+
+    def pieces(self) -> Iterator[bytes]:
+        """The tensor's bytes, in pieces of a few megabytes.
+
+        Raises:
+            UserError: the file has become shorter.
+        """
+        with self.file.open("rb") as source:
+            source.seek(self.start)
+            left = self.num_bytes
+            while left:
+                piece = source.read(min(left, COPIED_BYTES))
+                if not piece:
+                    raise UserError(f"{self.file} became shorter while {self.name} was read")
+                yield piece
+                left -= len(piece)
+
+
+class TensorSource(Protocol):
+    """What can be written to a file: a tensor that lies in another, or one that is made for it.
+
+    dtype: safetensors' word.
+    """
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def shape(self) -> Shape: ...
+
+    @property
+    def num_bytes(self) -> int: ...
+
+    def pieces(self) -> Iterator[bytes]: ...
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -148,8 +182,8 @@ def read_tensors(tensors: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
     return read
 
 
-def copy_tensors(tensors: Mapping[str, StoredTensor], path: Path) -> None:
-    """Write a safetensors file of tensors that lie in others, under the mapping's names.
+def copy_tensors(tensors: Mapping[str, TensorSource], path: Path) -> None:
+    """Write a safetensors file, a piece of a tensor at a time, under the mapping's names.
 
     Raises:
         UserError: a source has become shorter.
@@ -166,12 +200,12 @@ def copy_tensors(tensors: Mapping[str, StoredTensor], path: Path) -> None:
     with path.open("wb") as out:
         out.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
-            _copy_bytes(tensor, out)
+            out.writelines(tensor.pieces())
         out.flush()
         os.fsync(out.fileno())
 
 
-def copy_sharded(shards: Sequence[Mapping[str, StoredTensor]], folder: Path) -> None:
+def copy_sharded(shards: Sequence[Mapping[str, TensorSource]], folder: Path) -> None:
     """Write a weights file for each mapping, and the index that more than one need.
 
     Raises: as `copy_tensors`.
@@ -198,15 +232,3 @@ def _why_missing(folder: Path) -> str:
         f"never opened here; where its origin is trusted, load it with the library that wrote it "
         f"and save it as safetensors (transformers: save_pretrained)"
     )
-
-
-def _copy_bytes(tensor: StoredTensor, out: BinaryIO) -> None:
-    with tensor.file.open("rb") as source:
-        source.seek(tensor.start)
-        left = tensor.num_bytes
-        while left:
-            piece = source.read(min(left, COPIED_BYTES))
-            if not piece:
-                raise UserError(f"{tensor.file} became shorter while {tensor.name} was copied")
-            out.write(piece)
-            left -= len(piece)

@@ -1,0 +1,104 @@
+"""Measuring a model while it learns: losses of each source, and answers to questions."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from data.loader import Loader
+from data.pack import Manifest
+from data.shards import ShardSet
+from eval.metrics import accuracy, accuracy_by_type
+from eval.predict import score_answers
+from eval.questions import EvalQuestion, read_questions
+from training.config import EvaluateConfig
+from training.objectives import Objective
+from vlm.api import Model
+from vlm.errors import UserError
+
+# Figures of a step by split (`validation`, `validation/SOURCE`, `evaluation`), then by name.
+Figures = dict[str, dict[str, float]]
+# Questions whose pictures are decoded together, in batches.
+CHUNK_BATCHES = 4
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The validation set as a whole, and its sources one by one where there are several.
+
+    Args:
+        sources: by name; read from their beginning each time.
+        max_batches: of each; None takes all.
+    """
+
+    together: Loader[Any, Any]
+    sources: Mapping[str, Loader[Any, Any]]
+    max_batches: int | None
+
+    @staticmethod
+    def open(
+        locations: Sequence[str],
+        make: Callable[[list[ShardSet]], Loader[Any, Any]],
+        max_batches: int | None,
+    ) -> "Validation":
+        """Open folders of shards; `make` puts a loader on some of them."""
+        sets = [ShardSet.open(location) for location in locations]
+        names = source_names(locations) if len(sets) > 1 else []
+        sources = {name: make([source]) for name, source in zip(names, sets, strict=False)}
+        return Validation(make(sets), sources, max_batches)
+
+    def figures(self, objective: Objective[Any], prepare: Callable[[Any], Any]) -> Figures:
+        """The objective's figures; `prepare` puts a batch where the model is."""
+        loaders = {"validation": self.together}
+        loaders |= {f"validation/{name}": loader for name, loader in self.sources.items()}
+        return {
+            split: objective.validate(map(prepare, self._batches(loader)))
+            for split, loader in loaders.items()
+        }
+
+    def _batches(self, loader: Loader[Any, Any]) -> Iterable[Any]:
+        return islice(loader.one_epoch(), self.max_batches)
+
+
+class Questions:
+    """Questions to a model that learns; they are read once, and kept encoded.
+
+    Raises:
+        UserError: the folder holds no questions.
+    """
+
+    def __init__(self, model: Model, config: EvaluateConfig) -> None:
+        Manifest.read(config.data)  # says what a wrong path is
+        self.model = model
+        self.config = config
+        self.questions: list[EvalQuestion] = list(
+            islice(read_questions(config.data), config.max_questions)
+        )
+        if not self.questions:
+            raise UserError(
+                f"evaluate.data {config.data} holds no question; captions are not asked"
+            )
+
+    def figures(self) -> Figures:
+        """`evaluation`: accuracy over all questions, and `accuracy/TYPE` of each type, 0..1."""
+        config = self.config
+        answer = partial(
+            self.model.answer_batch, batch_size=config.batch_size, max_tokens=config.max_tokens
+        )
+        scored = list(score_answers(self.questions, answer, CHUNK_BATCHES * config.batch_size))
+        found = {"accuracy": accuracy([value for _, value in scored]).value}
+        for kind, share in accuracy_by_type(scored).items():
+            found[f"accuracy/{kind}"] = share.value
+        return {"evaluation": found}
+
+
+def source_names(folders: Iterable[object]) -> list[str]:
+    """Short names of data folders: their last parts, as many as tell them apart."""
+    parts = [str(folder).rstrip("/").split("/") for folder in folders]
+    longest = max(map(len, parts), default=0)
+    for count in range(1, longest + 1):
+        names = ["/".join(part[-count:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{'/'.join(part)} ({number})" for number, part in enumerate(parts)]
