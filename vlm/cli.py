@@ -36,7 +36,9 @@ COMMANDS = {
         "vlm.server.commands", "Serve a model over HTTP, in the form of OpenAI's API."
     ),
     "eval": Command("eval.commands", "Measure a model on question shards."),
-    "convert": Command("vlm.weights.commands", "Models from and to transformers; adapters merged."),
+    "convert": Command(
+        "training.commands", "Models from and to transformers; adapters and checkpoints to models."
+    ),
     "bench": Command("training.commands", "Measure our speed beside others: load, train and more."),
     "env": Command("vlm.commands", "Print the versions and devices in use."),
 }
