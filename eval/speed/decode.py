@@ -160,8 +160,8 @@ class Comparison:
         ]
         written: dict[int, list[int]] = {number: [] for number in numbers}
         seconds: list[float] = []
-        while events := self.engine.step():
-            for event in events:
+        while self.engine.num_active or self.engine.num_waiting:
+            for event in self.engine.step():
                 if event.token is None:
                     raise RuntimeError(f"our side failed: {event.error}")
                 written[event.request_id].append(event.token)

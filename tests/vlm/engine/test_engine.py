@@ -71,11 +71,16 @@ def submit(
 def run(engine: Engine) -> dict[int, list[Event]]:
     """What becomes of every request until all have ended."""
     told: dict[int, list[Event]] = {}
-    while events := engine.step():
-        for event in events:
+    while engine.num_active or engine.num_waiting:
+        for event in engine.step():
             told.setdefault(event.request_id, []).append(event)
-    assert engine.num_active == engine.num_waiting == 0
+    assert engine.step() == []
     return told
+
+
+def unused_token(prompts: Sequence[Example], answers: Sequence[Sequence[int | None]]) -> int:
+    used = {token for prompt in prompts for token in prompt.input_ids.tolist()}
+    return min(set(range(300)) - used - {token for row in answers for token in row if token})
 
 
 def answers(
@@ -361,8 +366,7 @@ def test_a_failing_request_takes_no_other_with_it(
     open_model: VisionLanguageModel, prompts: list[Example], caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = answers(open_model, prompts)
-    poison = 299
-    assert poison not in {token for row in expected for token in row}
+    poison = unused_token(prompts, expected)
     bad = Example(torch.tensor([1, poison, 5]), torch.zeros(3, dtype=torch.bool), ())
 
     def fail(_: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -385,8 +389,9 @@ def test_weights_that_give_no_number_fail_the_request_that_meets_them(
     open_model: VisionLanguageModel, prompts: list[Example]
 ) -> None:
     expected = answers(open_model, prompts[:2])
-    open_model.decoder.embed_tokens.weight.data[299] = torch.nan
-    bad = Example(torch.tensor([1, 299, 5]), torch.zeros(3, dtype=torch.bool), ())
+    unused = unused_token(prompts, expected)
+    open_model.decoder.embed_tokens.weight.data[unused] = torch.nan
+    bad = Example(torch.tensor([1, unused, 5]), torch.zeros(3, dtype=torch.bool), ())
     engine = make_engine(open_model)
     numbers = [submit(engine, prompt) for prompt in (prompts[0], bad, prompts[1])]
     told = run(engine)
@@ -394,7 +399,7 @@ def test_weights_that_give_no_number_fail_the_request_that_meets_them(
     assert [[e.token for e in told[number]] for number in numbers] == expected
     # Its slot is as good as new: what it left behind a shorter row would spoil that row.
     engine = make_engine(open_model, slots=2)
-    long = Example(torch.full((120,), 299), torch.zeros(120, dtype=torch.bool), ())
+    long = Example(torch.full((120,), unused), torch.zeros(120, dtype=torch.bool), ())
     for prompt in (long, long):
         submit(engine, prompt)
     run(engine)
