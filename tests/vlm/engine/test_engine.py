@@ -80,7 +80,7 @@ def run(engine: Engine) -> dict[int, list[Event]]:
 
 def unused_token(prompts: Sequence[Example], answers: Sequence[Sequence[int | None]]) -> int:
     used = {token for prompt in prompts for token in prompt.input_ids.tolist()}
-    return min(set(range(300)) - used - {token for row in answers for token in row if token})
+    return max(set(range(300)) - used - {token for row in answers for token in row if token})
 
 
 def answers(
@@ -110,6 +110,12 @@ def extended(prompt: Example, tokens: Sequence[int]) -> Example:
     """A later turn of the same chat: the prompt, what was answered and what is asked then."""
     input_ids = torch.cat([prompt.input_ids, torch.tensor(tokens)])
     return Example(input_ids, torch.zeros(len(input_ids), dtype=torch.bool), prompt.images)
+
+
+@pytest.fixture
+def serial(open_model: VisionLanguageModel, prompts: list[Example]) -> list[list[int | None]]:
+    """What each prompt is answered alone."""
+    return [answers(open_model, [prompt])[0] for prompt in prompts]
 
 
 @pytest.mark.parametrize("visibility", ["latest", "all_previous"])
@@ -155,14 +161,16 @@ def test_answers_do_not_depend_on_slots_order_or_chunks(
 
 
 @settings(
-    max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+    max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
 )
 @given(data=st.data())
 def test_greedy_answers_equal_serial_ones_whatever_joins_and_leaves(
-    open_model: VisionLanguageModel, prompts: list[Example], data: st.DataObject
+    open_model: VisionLanguageModel,
+    prompts: list[Example],
+    serial: list[list[int | None]],
+    data: st.DataObject,
 ) -> None:
     """Requests come, are cancelled and end at any step; those that go on are not disturbed."""
-    serial = [answers(open_model, [prompt])[0] for prompt in prompts]
     engine = make_engine(
         open_model,
         slots=data.draw(st.integers(1, 4)),
@@ -413,15 +421,16 @@ def test_the_positions_of_a_slot_are_used_up_and_not_exceeded(
 ) -> None:
     limit = open_model.config.decoder.max_positions
     engine = make_engine(open_model, max_tokens=limit, slots=2)
-    room = limit - len(prompts[0].input_ids)
-    full = submit(engine, prompts[0], num_new=room)
+    room = 10
+    long = extended(prompts[0], [70] * (limit - room - len(prompts[0].input_ids)))
+    full = submit(engine, long, num_new=room)
     beside = submit(engine, prompts[1])
     told = run(engine)
     assert len(told[full]) == room
     assert [e.token for e in told[beside]] == answers(open_model, [prompts[1]])[0]
-    complaint = f"a prompt of {len(prompts[0].input_ids)} tokens and {room + 1} new ones exceed"
+    complaint = f"a prompt of {limit - room} tokens and {room + 1} new ones exceed the model's"
     with pytest.raises(ValueError, match=complaint):
-        submit(engine, prompts[0], num_new=room + 1)
+        submit(engine, long, num_new=room + 1)
     with pytest.raises(ValueError, match="the model has 256 positions"):
         make_engine(open_model, max_tokens=limit + 1)
 
