@@ -103,8 +103,8 @@ def greedy_tokens() -> Callable[..., list[list[int]]]:
         engine = Engine(network, (), suppressed_ids, config)
         numbers = [engine.submit(Request.of(p, SamplingConfig(), num_new)) for p in prompts]
         written: dict[int, list[int]] = {number: [] for number in numbers}
-        while events := engine.step():
-            for event in events:
+        while engine.num_active or engine.num_waiting:
+            for event in engine.step():
                 assert event.token is not None, event
                 written[event.request_id].append(event.token)
         return list(written.values())

@@ -160,8 +160,8 @@ class Comparison:
         ]
         written: dict[int, list[int]] = {number: [] for number in numbers}
         seconds: list[float] = []
-        while events := self.engine.step():
-            for event in events:
+        while self.engine.num_active or self.engine.num_waiting:
+            for event in self.engine.step():
                 if event.token is None:
                     raise RuntimeError(f"our side failed: {event.error}")
                 written[event.request_id].append(event.token)
@@ -257,14 +257,12 @@ def compare_with_transformers(
 
 def transformers_twin(ours: VisionLanguageModel, dtype: str) -> nn.Module:
     """Return transformers' model of the same shape, which holds copies of the same weights."""
-    # Ends and padding are ids that no answer can contain: a run has as many tokens as it asks for.
-    behind = ours.config.decoder.vocab_size + 1
     config = config_to_mllama(
         ours.config,
         image_token_id=ours.image_token_id,
-        bos_id=behind,
-        eos_ids=[behind],
-        pad_id=behind,
+        bos_id=0,
+        eos_ids=[1],
+        pad_id=2,
         dtype=dtype,
     )
     weight = ours.decoder.embed_tokens.weight
@@ -278,7 +276,7 @@ def transformers_twin(ours: VisionLanguageModel, dtype: str) -> nn.Module:
     state = ours.state_dict()
     peer.load_state_dict({name: state[str(our_name(name))] for name in peer.state_dict()})
     peer.set_attn_implementation("sdpa")
-    peer.generation_config.eos_token_id = None
+    peer.generation_config.eos_token_id = None  # an answer has as many tokens as are asked for
     twin: nn.Module = peer.requires_grad_(False).eval()
     return twin
 

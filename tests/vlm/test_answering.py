@@ -87,7 +87,7 @@ def test_threads_get_the_answers_of_serial_calls(model: vlm.Model, picture: Pict
     serial = [model.ask(image, question, **SHORT) for image, question in questions]
     with ThreadPoolExecutor(8) as pool:
         asked_at_once = list(pool.map(lambda pair: model.ask(*pair, **SHORT), questions))
-    assert asked_at_once == serial and len(set(serial)) > 4
+    assert asked_at_once == serial and len(set(serial)) >= 3
 
 
 def test_choices_differ_and_a_seed_reproduces_them(model: vlm.Model, picture: Picture) -> None:

@@ -144,7 +144,8 @@ class Engine:
         """Generate a token of each running answer and run a chunk of new prompts.
 
         Returns:
-            what became of requests, in no order; empty when there is nothing to do.
+            what became of requests, in no order; nothing while only parts of prompts were run, or
+            when there is nothing to do.
         """
         self._num_steps += 1
         self._decode()

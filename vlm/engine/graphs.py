@@ -62,7 +62,7 @@ class FixedDecode:
 
     def _capture(self, num_tokens: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         """Record a step. It writes what the replay writes again, so nothing is lost."""
-        side = torch.cuda.Stream(self.device)
+        side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(side):
             for _ in range(WARM_UP_STEPS):

@@ -75,6 +75,9 @@ class Slot:
         Its last token is always computed, for its logits. 0 where less than half would be saved:
         prompts that begin alike are better computed together.
         """
+        half = (len(answer.prompt) + 1) // 2
+        if self.tokens[:half] != answer.prompt[:half]:
+            return 0
         limit = min(len(self.tokens), len(answer.prompt) - 1)
         shared = common_prefix(self.tokens[:limit], answer.prompt[:limit])
         held, wanted = self.image_keys, answer.request.image_keys

@@ -44,7 +44,7 @@ def test_other_dtypes_and_batch_sizes_can_be_asked_for(capsys: pytest.CaptureFix
     options = ("--dtype", "bfloat16", "--batch-size", "3")
     assert cli.main([*TINY, *SHORT, *options]) == 0
     printed = capsys.readouterr().out
-    assert "tiny batch 3 bfloat16 cpu" in printed and "batch 8" not in printed
+    assert "batch 3: " in printed and "batch 8" not in printed
 
 
 def test_pictures_and_words_decide_what_both_write(sides: Comparison) -> None:

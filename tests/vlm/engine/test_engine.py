@@ -71,11 +71,16 @@ def submit(
 def run(engine: Engine) -> dict[int, list[Event]]:
     """What becomes of every request until all have ended."""
     told: dict[int, list[Event]] = {}
-    while events := engine.step():
-        for event in events:
+    while engine.num_active or engine.num_waiting:
+        for event in engine.step():
             told.setdefault(event.request_id, []).append(event)
-    assert engine.num_active == engine.num_waiting == 0
+    assert engine.step() == []
     return told
+
+
+def unused_token(prompts: Sequence[Example], answers: Sequence[Sequence[int | None]]) -> int:
+    used = {token for prompt in prompts for token in prompt.input_ids.tolist()}
+    return max(set(range(300)) - used - {token for row in answers for token in row if token})
 
 
 def answers(
@@ -105,6 +110,12 @@ def extended(prompt: Example, tokens: Sequence[int]) -> Example:
     """A later turn of the same chat: the prompt, what was answered and what is asked then."""
     input_ids = torch.cat([prompt.input_ids, torch.tensor(tokens)])
     return Example(input_ids, torch.zeros(len(input_ids), dtype=torch.bool), prompt.images)
+
+
+@pytest.fixture
+def serial(open_model: VisionLanguageModel, prompts: list[Example]) -> list[list[int | None]]:
+    """What each prompt is answered alone."""
+    return [answers(open_model, [prompt])[0] for prompt in prompts]
 
 
 @pytest.mark.parametrize("visibility", ["latest", "all_previous"])
@@ -150,14 +161,16 @@ def test_answers_do_not_depend_on_slots_order_or_chunks(
 
 
 @settings(
-    max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+    max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
 )
 @given(data=st.data())
 def test_greedy_answers_equal_serial_ones_whatever_joins_and_leaves(
-    open_model: VisionLanguageModel, prompts: list[Example], data: st.DataObject
+    open_model: VisionLanguageModel,
+    prompts: list[Example],
+    serial: list[list[int | None]],
+    data: st.DataObject,
 ) -> None:
     """Requests come, are cancelled and end at any step; those that go on are not disturbed."""
-    serial = [answers(open_model, [prompt])[0] for prompt in prompts]
     engine = make_engine(
         open_model,
         slots=data.draw(st.integers(1, 4)),
@@ -361,8 +374,7 @@ def test_a_failing_request_takes_no_other_with_it(
     open_model: VisionLanguageModel, prompts: list[Example], caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = answers(open_model, prompts)
-    poison = 299
-    assert poison not in {token for row in expected for token in row}
+    poison = unused_token(prompts, expected)
     bad = Example(torch.tensor([1, poison, 5]), torch.zeros(3, dtype=torch.bool), ())
 
     def fail(_: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -385,8 +397,9 @@ def test_weights_that_give_no_number_fail_the_request_that_meets_them(
     open_model: VisionLanguageModel, prompts: list[Example]
 ) -> None:
     expected = answers(open_model, prompts[:2])
-    open_model.decoder.embed_tokens.weight.data[299] = torch.nan
-    bad = Example(torch.tensor([1, 299, 5]), torch.zeros(3, dtype=torch.bool), ())
+    unused = unused_token(prompts, expected)
+    open_model.decoder.embed_tokens.weight.data[unused] = torch.nan
+    bad = Example(torch.tensor([1, unused, 5]), torch.zeros(3, dtype=torch.bool), ())
     engine = make_engine(open_model)
     numbers = [submit(engine, prompt) for prompt in (prompts[0], bad, prompts[1])]
     told = run(engine)
@@ -394,7 +407,7 @@ def test_weights_that_give_no_number_fail_the_request_that_meets_them(
     assert [[e.token for e in told[number]] for number in numbers] == expected
     # Its slot is as good as new: what it left behind a shorter row would spoil that row.
     engine = make_engine(open_model, slots=2)
-    long = Example(torch.full((120,), 299), torch.zeros(120, dtype=torch.bool), ())
+    long = Example(torch.full((120,), unused), torch.zeros(120, dtype=torch.bool), ())
     for prompt in (long, long):
         submit(engine, prompt)
     run(engine)
@@ -408,15 +421,16 @@ def test_the_positions_of_a_slot_are_used_up_and_not_exceeded(
 ) -> None:
     limit = open_model.config.decoder.max_positions
     engine = make_engine(open_model, max_tokens=limit, slots=2)
-    room = limit - len(prompts[0].input_ids)
-    full = submit(engine, prompts[0], num_new=room)
+    room = 10
+    long = extended(prompts[0], [70] * (limit - room - len(prompts[0].input_ids)))
+    full = submit(engine, long, num_new=room)
     beside = submit(engine, prompts[1])
     told = run(engine)
     assert len(told[full]) == room
     assert [e.token for e in told[beside]] == answers(open_model, [prompts[1]])[0]
-    complaint = f"a prompt of {len(prompts[0].input_ids)} tokens and {room + 1} new ones exceed"
+    complaint = f"a prompt of {limit - room} tokens and {room + 1} new ones exceed the model's"
     with pytest.raises(ValueError, match=complaint):
-        submit(engine, prompts[0], num_new=room + 1)
+        submit(engine, long, num_new=room + 1)
     with pytest.raises(ValueError, match="the model has 256 positions"):
         make_engine(open_model, max_tokens=limit + 1)
 

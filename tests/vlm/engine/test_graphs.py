@@ -42,8 +42,8 @@ def make_engine(model: VisionLanguageModel, **config: bool) -> Engine:
 def write(engine: Engine, prompts: list[Example]) -> list[list[int | None]]:
     numbers = [engine.submit(Request.of(p, SamplingConfig(), NUM_NEW)) for p in prompts]
     written: dict[int, list[int | None]] = {number: [] for number in numbers}
-    while events := engine.step():
-        for event in events:
+    while engine.num_active or engine.num_waiting:
+        for event in engine.step():
             written[event.request_id].append(event.token)
     return list(written.values())
 
