@@ -259,8 +259,12 @@ def sink() -> Iterator[Sink]:
         yield found
 
 
+LOOPBACK = ("127.", "::1", "::ffff:127.", "0.0.0.0")
+DNS_PORT = 53
+
+
 class Dialled:
-    """Notes every address that this process connects to."""
+    """Notes every address that this process connects to, and lets none be another machine's."""
 
     def __init__(self) -> None:
         self.addresses: list[Any] = []
@@ -269,7 +273,11 @@ class Dialled:
 
     def _note(self, event: str, arguments: Any) -> None:
         if self.listening and event == "socket.connect":
-            self.addresses.append(arguments[1])
+            address = arguments[1]
+            self.addresses.append(address)
+            local = not isinstance(address, tuple) or address[0].startswith(LOOPBACK)
+            if not local and address[1] != DNS_PORT:
+                raise PermissionError("a test was about to call another machine")
 
 
 @pytest.fixture(scope="module")
@@ -341,7 +349,7 @@ def test_33_no_packet_goes_to_an_address_that_is_not_public(
     assert error["param"] == "messages[0].content[0].image_url.url"
     # This process is the client too: it may call the server and a resolver's socket, no other.
     others = [a for a in dialled.addresses if isinstance(a, tuple) and a[1] != fetching.port]
-    assert [address for address in others if address[1] != 53] == []
+    assert [address for address in others if address[1] != DNS_PORT] == []
     assert sink.connections == []
 
 
