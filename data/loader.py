@@ -21,6 +21,7 @@ from data.config import DataConfig
 from data.order import Place, Pool, SampleOrder
 from data.schema import RawSample, Reject
 from data.shards import ShardSet
+from data.storage import StorageError
 from vlm.errors import UserError
 
 BatchT = TypeVar("BatchT")
@@ -61,12 +62,16 @@ class LoaderState:
 
 @dataclass(frozen=True)
 class PoolBatches(Generic[BatchT]):
-    """The batches of one pool, and the samples that were rejected."""
+    """The batches of one pool, and the samples that were rejected.
+
+    failure: why there are no batches, where a storage did not give the samples.
+    """
 
     number: int
     batches: list[BatchT]
     rejects: list[Reject]
     num_samples: int
+    failure: str | None = None
 
 
 class PoolReader(torch.utils.data.Dataset[PoolBatches[BatchT]], Generic[RowT, BatchT]):
@@ -91,7 +96,11 @@ class PoolReader(torch.utils.data.Dataset[PoolBatches[BatchT]], Generic[RowT, Ba
     def __getitem__(self, pool: Pool) -> PoolBatches[BatchT]:
         rows: list[RowT] = []
         rejects: list[Reject] = []
-        for place, raw in zip(pool.places, self._read(pool.places), strict=True):
+        try:
+            samples = self._read(pool.places)
+        except StorageError as error:  # what a worker raises comes with a page of its own calls
+            return PoolBatches(pool.number, [], [], len(pool.places), str(error))
+        for place, raw in zip(pool.places, samples, strict=True):
             if isinstance(raw, Reject):
                 rejects.append(raw)
                 continue
@@ -178,10 +187,11 @@ class Loader(Generic[RowT, BatchT]):
                 yield batch
 
     def one_epoch(self, epoch: int = 0) -> Iterator[BatchT]:
-        """Yield this rank's batches of one epoch, whatever `state` is.
+        """Yield this rank's batches of one epoch, whatever `state` is; it may have none.
 
         Raises:
-            UserError: more than `max_bad_fraction` of the samples were rejected, or none is left.
+            UserError: more than `max_bad_fraction` of the samples were rejected, or none is left
+                and there is no other rank.
         """
         first = epoch * self.order.pools_per_epoch
         numbers = range(first, first + self.order.pools_per_epoch)
@@ -190,7 +200,7 @@ class Loader(Generic[RowT, BatchT]):
         for pool in self._read(own):
             given += len(pool.batches)
             yield from pool.batches
-        if own and not given:
+        if len(own) == len(numbers) and not given:
             raise UserError("the data holds no usable sample")
 
     def _pools_left(self, stream: int) -> Iterator[int]:
@@ -209,6 +219,8 @@ class Loader(Generic[RowT, BatchT]):
             generator=torch.Generator(),  # it draws a seed for workers, not from the run's stream
         )
         for pool in pools:
+            if pool.failure is not None:
+                raise StorageError(pool.failure)
             self._count_rejects(pool)
             yield pool
 

@@ -1,4 +1,4 @@
-"""`vlm train`, `vlm quickstart`, and `vlm bench`, whose other comparisons are those of `eval`."""
+"""`vlm train`, `vlm quickstart`, and what `vlm bench` and `vlm convert` do with training."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,6 +8,7 @@ import typer
 from eval.commands import Device, Repeats, ReportFile
 from eval.commands import bench as comparisons
 from vlm.errors import UserError
+from vlm.weights.commands import convert
 
 app = typer.Typer(help="Train models.", no_args_is_help=True, add_completion=False)
 train = typer.Typer(help="Train one stage from its configuration.", no_args_is_help=True)
@@ -18,6 +19,7 @@ bench = typer.Typer(
 )
 bench.add_typer(comparisons)
 app.add_typer(bench, name="bench")
+app.add_typer(convert, name="convert")
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="The stage's YAML file.")]
 Overrides = Annotated[
@@ -148,6 +150,19 @@ def bench_train(
     publish(SpeedReport(machine=machine_facts(target), rows=rows), against, report)
 
 
+@convert.command("checkpoint")
+def checkpoint(
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run's folder, or one of its checkpoints.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that is new, or empty.")],
+) -> None:
+    """Write a whole model folder of a checkpoint: of a run's newest, or of the one named."""
+    from training.conversion import convert_checkpoint
+
+    print(f"{convert_checkpoint(source, out)} -> {out}")
+
+
 def _train(
     stage: Literal["text", "encoder", "align", "finetune"],
     config_file: Path,
@@ -173,11 +188,24 @@ def _train(
 
         print(describe_run(config))
         return
+    from training.distributed import is_first_rank, is_launched, leave_ranks
+    from training.launch import end_with_launcher, launch, processes_wanted
+
+    processes = processes_wanted(config)
+    if processes > 1:
+        options = [] if resume is None else ["--resume", resume]
+        options += ["--force"] if force else []
+        command = ["train", stage, "--config", str(config_file), *overrides, *options]
+        raise typer.Exit(launch(processes, command))
+    if is_launched():
+        end_with_launcher()
     from training.run import train_stage
     from training.signals import STOPPED_EXIT_CODE, RunStopped
 
     try:
         train_stage(config, resume=resume == "auto", force=force)
     except RunStopped as stopped:
-        print(stopped)
+        if is_first_rank():
+            print(stopped)
         raise typer.Exit(STOPPED_EXIT_CODE) from None
+    leave_ranks()

@@ -114,6 +114,40 @@ class ContrastiveConfig(BaseModel):
     text_tower: TextTowerConfig
 
 
+class ParallelConfig(BaseModel):
+    """How several processes train together (training/parallel.py).
+
+    strategy: `ddp` keeps all weights on every process and exchanges gradients; `fsdp` shards
+        weights, gradients and optimizer states block by block; `hsdp` shards them among
+        `shard_ranks` processes and keeps copies on the other groups of as many. `auto` is ddp.
+        One process alone shares nothing, whatever this says.
+    shard_ranks: for hsdp; None is the processes of one machine.
+    cpu_offload: for fsdp and hsdp on GPUs; shards and optimizer states lie in the host's memory,
+        and the optimizer runs there.
+    reduce_every_batch: for fsdp and hsdp; gradients are exchanged after every batch of a step. A
+        process then never holds more than its shard of them, for more traffic. Otherwise once.
+    timeout_s: a process that waits longer for another one stops.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    strategy: Literal["auto", "none", "ddp", "fsdp", "hsdp"] = "auto"
+    shard_ranks: PositiveInt | None = None
+    cpu_offload: bool = False
+    reduce_every_batch: bool = False
+    timeout_s: PositiveFloat = 600.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.shard_ranks is not None and self.strategy != "hsdp":
+            raise ValueError(f"shard_ranks belongs to strategy hsdp, not to {self.strategy}")
+        if self.strategy not in ("fsdp", "hsdp"):
+            for name in ("cpu_offload", "reduce_every_batch"):
+                if getattr(self, name):
+                    raise ValueError(f"{name} is for strategy fsdp or hsdp, not {self.strategy}")
+        return self
+
+
 class EvaluateConfig(BaseModel):
     """Questions that are asked while a model learns; answers are greedy.
 
@@ -194,6 +228,7 @@ class TrainConfig(BaseModel):
     data: DataConfig
     optim: OptimConfig
     memory: MemoryConfig = MemoryConfig()
+    parallel: ParallelConfig = ParallelConfig()
     steps: PositiveInt
     batches_per_step: PositiveInt | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -5,17 +5,28 @@ batch shows no picture would skip the encoder, the projector and the cross-atten
 the others wait for it there.
 """
 
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from vlm.errors import UserError
 from vlm.inputs import ImageInputs, ModelInputs
 
 ValueT = TypeVar("ValueT")
+BatchT = TypeVar("BatchT")
+
+
+def is_launched() -> bool:
+    """Whether a launcher (torchrun, `accelerate launch`, training/launch.py) made this process."""
+    return "LOCAL_RANK" in os.environ
 
 
 def num_ranks() -> int:
@@ -32,6 +43,12 @@ def rank() -> int:
 def is_first_rank() -> bool:
     """Whether this process is the one that writes and prints."""
     return rank() == 0
+
+
+def leave_ranks() -> None:
+    """Leave the group of processes, if there is one, when all is done."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def streams_of_step(batches_per_step: int | None, ranks: int) -> int:
@@ -85,6 +102,53 @@ def sum_over_ranks(value: float, device: torch.device) -> float:
     return total.item()
 
 
+def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
+    """Join the rows (n, D) of all ranks, which may have unlike n; gradients flow back to each.
+
+    Returns:
+        The rows of all ranks in their order, and the number of rows before this rank's.
+    """
+    size = torch.tensor([len(rows)], device=rows.device)
+    sizes = [torch.empty_like(size) for _ in range(num_ranks())]
+    torch.distributed.all_gather(sizes, size)
+    counts = torch.cat(sizes).tolist()
+    padded = F.pad(rows, (0, 0, 0, max(counts) - len(rows)))
+    parts: Tensor = _Gather.apply(padded)  # (ranks, max n, D)
+    joined = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+    return joined, sum(counts[: rank()])
+
+
+def in_step(
+    batches: Iterable[BatchT], idle: Callable[[], BatchT], device: torch.device
+) -> Iterator[BatchT]:
+    """Yield this rank's batches, then `idle` ones for as long as another rank still has some.
+
+    Raises:
+        UserError: no rank has any.
+    """
+    source = iter(batches)
+    for number in itertools.count():
+        batch = next(source, None)
+        if not sum_over_ranks(batch is not None, device):
+            if number == 0:
+                raise UserError("the data holds no usable sample")
+            return
+        yield idle() if batch is None else batch
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float:
+    """Scale gradients down to a global norm of `max_norm`; return their norm before.
+
+    Of sharded parameters it is the norm of whole gradients, the same on every rank.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm.item()
+
+
 def share_of_step(total: Tensor, weight: float) -> Tensor:
     """Return what a rank must differentiate, for gradients that ranks average.
 
@@ -104,8 +168,30 @@ def with_unseen_image(inputs: ModelInputs, tile_size_px: int) -> ModelInputs:
     if inputs.images is not None:
         return inputs
     device = inputs.input_ids.device
-    num_images = torch.zeros(len(inputs.lengths), dtype=torch.int64, device=device)
+    images = empty_image(len(inputs.lengths), tile_size_px, device)
+    return replace(inputs, images=images)
+
+
+def empty_image(num_rows: int, tile_size_px: int, device: torch.device) -> ImageInputs:
+    """Return one black image of one tile, shown by the first of `num_rows` rows."""
+    num_images = torch.zeros(num_rows, dtype=torch.int64, device=device)
     num_images[0] = 1
     one = torch.ones(1, dtype=torch.int64, device=device)
     pixels = torch.zeros(1, 3, tile_size_px, tile_size_px, dtype=torch.uint8, device=device)
-    return replace(inputs, images=ImageInputs(pixels, one, one, num_images, one - 1))
+    return ImageInputs(pixels, one, one, num_images, one - 1)
+
+
+class _Gather(torch.autograd.Function):
+    """Stack a tensor of every rank; backward, each gets what all ranks' losses owe to it."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        parts = [torch.empty_like(own) for _ in range(num_ranks())]
+        torch.distributed.all_gather(parts, own.contiguous())
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous()
+        torch.distributed.all_reduce(total)
+        return total[rank()]

@@ -6,6 +6,8 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+import torch
+
 from data.loader import Loader
 from data.pack import Manifest
 from data.shards import ShardSet
@@ -13,6 +15,7 @@ from eval.metrics import accuracy, accuracy_by_type
 from eval.predict import score_answers
 from eval.questions import EvalQuestion, read_questions
 from training.config import EvaluateConfig
+from training.distributed import in_step, num_ranks, rank
 from training.objectives import Objective
 from vlm.api import Model
 from vlm.errors import UserError
@@ -29,7 +32,7 @@ class Validation:
 
     Args:
         sources: by name; read from their beginning each time.
-        max_batches: of each; None takes all.
+        max_batches: of each, over all ranks; None takes all.
     """
 
     together: Loader[Any, Any]
@@ -48,17 +51,22 @@ class Validation:
         sources = {name: make([source]) for name, source in zip(names, sets, strict=False)}
         return Validation(make(sets), sources, max_batches)
 
-    def figures(self, objective: Objective[Any], prepare: Callable[[Any], Any]) -> Figures:
-        """The objective's figures; `prepare` puts a batch where the model is."""
+    def figures(self, objective: Objective[Any], device: torch.device) -> Figures:
+        """The objective's figures over the batches of all ranks; `device` has the model."""
         loaders = {"validation": self.together}
         loaders |= {f"validation/{name}": loader for name, loader in self.sources.items()}
-        return {
-            split: objective.validate(map(prepare, self._batches(loader)))
-            for split, loader in loaders.items()
-        }
+        found: Figures = {}
+        for split, loader in loaders.items():
+            batches = in_step(self._own_batches(loader), objective.idle, device)
+            found[split] = objective.validate(batch.to(device) for batch in batches)
+        return found
 
-    def _batches(self, loader: Loader[Any, Any]) -> Iterable[Any]:
-        return islice(loader.one_epoch(), self.max_batches)
+    def _own_batches(self, loader: Loader[Any, Any]) -> Iterable[Any]:
+        """This rank's share, the same batches each time."""
+        limit = self.max_batches
+        if limit is not None:
+            limit = len(range(rank(), limit, num_ranks()))
+        return islice(loader.one_epoch(), limit)
 
 
 class Questions:

@@ -77,11 +77,16 @@ def add_adapters(
 def adapter_tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     """What an adapter consists of, by the names of vlm/adapters/layers.py."""
     return {
-        f"{component}.{name}".replace(f".{NAME}.weight", ".weight"): parameter
+        adapter_name(f"{component}.{name}"): parameter
         for component, module in modules.items()
         for name, parameter in module.named_parameters()
         if parameter.requires_grad
     }
+
+
+def adapter_name(name: str) -> str:
+    """Return an adapter tensor's name in vlm/adapters/layers.py; peft's in a module has its own."""
+    return name.replace(f".{NAME}.weight", ".weight")
 
 
 def changing_tensors(modules: Mapping[str, nn.Module]) -> dict[str, dict[str, Tensor]]:

@@ -87,6 +87,16 @@ class MetricsLog:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+class NoLog:
+    """What the ranks beside the first one record: nothing."""
+
+    def record(self, step: int, split: str, figures: Mapping[str, float]) -> None:
+        """Do nothing."""
+
+    def message(self, line: str) -> None:
+        """Do nothing."""
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records of a `metrics.jsonl`, in order; empty if there is none."""
     if not path.is_file():

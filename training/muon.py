@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 MOMENTUM = 0.95
 # Coefficients of the Newton-Schulz iteration and its steps, from the page above.
@@ -39,15 +40,16 @@ class Muon(torch.optim.AdamW):
             if parameter.grad is not None:
                 by_shape.setdefault(parameter.flatten(1).shape, []).append(parameter)
         for parameters in by_shape.values():
-            updates = orthogonalise(torch.stack([self._momentum(p) for p in parameters]))
+            updates = orthogonalise(torch.stack([whole(self._momentum(p)) for p in parameters]))
             scale = UPDATE_RMS * max(updates.shape[1:]) ** 0.5
             for parameter, update in zip(parameters, updates, strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update.view_as(parameter), alpha=-group["lr"] * scale)
+                update = share_of(parameter, update.view(parameter.shape))
+                parameter.add_(update, alpha=-group["lr"] * scale)
                 parameter.grad = None
 
     def _momentum(self, parameter: Tensor) -> Tensor:
-        """Nesterov momentum of the gradient, as a matrix."""
+        """Nesterov momentum of the gradient, sharded as that is."""
         gradient = parameter.grad
         assert gradient is not None
         state = self.state[parameter]
@@ -57,7 +59,26 @@ class Muon(torch.optim.AdamW):
         state["step"] += 1
         average: Tensor = state["momentum"]
         average.lerp_(gradient, 1 - MOMENTUM)
-        return gradient.lerp(average, MOMENTUM).flatten(1)
+        return gradient.lerp(average, MOMENTUM)
+
+
+def whole(update: Tensor) -> Tensor:
+    """Return an update as a matrix, gathered from all ranks if it is sharded.
+
+    Its singular values are those of the whole: every rank orthogonalises all of it.
+    """
+    return (update.full_tensor() if isinstance(update, DTensor) else update).flatten(1)
+
+
+def share_of(parameter: Tensor, update: Tensor) -> Tensor:
+    """Return the part of a whole update that belongs to this rank's part of a parameter."""
+    if not isinstance(parameter, DTensor):
+        return update
+    # Every rank has the whole update, so none is sent.
+    update = update.to(parameter.device)
+    return distribute_tensor(
+        update, parameter.device_mesh, parameter.placements, src_data_rank=None
+    )
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:

@@ -16,11 +16,18 @@ from data.collate import ChatBatch, PairBatch
 from encoders.vit import VisionEncoder
 from training.config import ContrastiveConfig
 from training.cross_entropy import score_tokens, summed_cross_entropy
-from training.distributed import num_ranks, with_unseen_image
-from vlm.inputs import ImageInputs
+from training.distributed import (
+    empty_image,
+    gather,
+    gather_rows,
+    num_ranks,
+    sum_over_ranks,
+    with_unseen_image,
+)
+from vlm.inputs import ImageInputs, ModelInputs
 from vlm.model import VisionLanguageModel
 
-BatchT = TypeVar("BatchT", contravariant=True)
+BatchT = TypeVar("BatchT")
 
 # CLIP's start and bound of the temperature: https://arxiv.org/abs/2103.00020, section 2.5.
 CLIP_START_SCALE = 1 / 0.07
@@ -39,7 +46,16 @@ class Loss:
 
 
 class Objective(Protocol[BatchT]):
-    """How a stage turns a batch into a loss, and a validation set into figures."""
+    """How a stage turns a batch into a loss, and a validation set into figures.
+
+    model: what holds all parameters.
+    forward: what runs the model: itself, or torch's `DistributedDataParallel` around it.
+    """
+
+    forward: nn.Module
+
+    @property
+    def model(self) -> nn.Module: ...
 
     def weight(self, batch: BatchT) -> int:
         """The number of terms in the batch's loss, known before the forward pass."""
@@ -50,7 +66,14 @@ class Objective(Protocol[BatchT]):
         ...
 
     def validate(self, batches: Iterable[BatchT]) -> dict[str, float]:
-        """Figures over a validation set, `loss` among them."""
+        """Figures over a validation set, `loss` among them, the same on every rank.
+
+        Ranks have their own batches, of an equal number: some may be `idle` ones.
+        """
+        ...
+
+    def idle(self) -> BatchT:
+        """A batch on the host, without weight, that runs every part of the model."""
         ...
 
 
@@ -63,19 +86,12 @@ class NextToken:
     Args:
         pictures: whether chats may show pictures. On several ranks every batch then runs every
             part of the model.
-        forward: what runs the model where that is not the model itself, such as torch's
-            `DistributedDataParallel` around it.
     """
 
-    def __init__(
-        self,
-        model: VisionLanguageModel,
-        pictures: bool = True,
-        forward: nn.Module | None = None,
-    ) -> None:
+    def __init__(self, model: VisionLanguageModel, pictures: bool = True) -> None:
         self.model = model
         self.pictures = pictures
-        self.forward = model if forward is None else forward
+        self.forward: nn.Module = model
 
     def weight(self, batch: ChatBatch) -> int:
         """Supervised tokens."""
@@ -103,11 +119,20 @@ class NextToken:
             runs, right_runs = _count_runs(mask, right)
             turns += runs
             right_turns += right_runs
+        total, tokens, right_tokens, turns, right_turns = (
+            sum_over_ranks(value, mask.device)
+            for value in (total, tokens, right_tokens, turns, right_turns)
+        )
         return {
             "loss": total / tokens,
             "token_accuracy": right_tokens / tokens,
             "turn_accuracy": right_turns / turns,
         }
+
+    def idle(self) -> ChatBatch:
+        """A row of two tokens, none of them supervised."""
+        ids = torch.zeros(1, 2, dtype=torch.int64)
+        return ChatBatch((), ModelInputs(ids, torch.tensor([2]), None), ids.bool())
 
     def _supervised(self, batch: ChatBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden states (n, D) and targets (n,) of the n supervised tokens; their mask (B, S-1)."""
@@ -134,8 +159,9 @@ class ContrastiveHead(nn.Module):
             features_size, config.text_tower.embedding_size, bias=False
         )
         start = SIGLIP_START_SCALE if sigmoid else CLIP_START_SCALE
-        self.log_scale = nn.Parameter(torch.tensor(start).log())
-        self.bias = nn.Parameter(torch.tensor(SIGLIP_START_BIAS)) if sigmoid else None
+        # Of shape (1,): a number without an axis cannot be sharded.
+        self.log_scale = nn.Parameter(torch.tensor([start]).log())
+        self.bias = nn.Parameter(torch.tensor([SIGLIP_START_BIAS])) if sigmoid else None
 
     def forward(self, features: Tensor, images: ImageInputs) -> Tensor:
         """Token features (T, N, D) to image embeddings (images, E), one per image."""
@@ -150,20 +176,36 @@ class ContrastiveHead(nn.Module):
         return embeddings
 
 
-class Contrastive:
-    """open_clip's CLIP or SigLIP loss between image and text embeddings."""
+class TwoTowers(nn.Module):
+    """Encoder, text tower and head: pictures and texts to one space."""
 
     def __init__(
-        self,
-        encoder: VisionEncoder,
-        text_tower: nn.Module,
-        head: ContrastiveHead,
-        config: ContrastiveConfig,
-        pad_id: int,
+        self, encoder: VisionEncoder, text_tower: nn.Module, head: ContrastiveHead
     ) -> None:
+        super().__init__()
         self.encoder = encoder
         self.text_tower = text_tower
         self.head = head
+
+    def forward(self, images: ImageInputs, text_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit-length image and text embeddings, each (B, E)."""
+        features = self.encoder(images.pixels, images.num_tiles, images.aspect_ratio_ids)
+        return (
+            F.normalize(self.head(features, images), dim=-1),
+            F.normalize(self.text_tower(text_ids), dim=-1),
+        )
+
+
+class Contrastive:
+    """open_clip's CLIP or SigLIP loss between image and text embeddings.
+
+    On several ranks, which may have unlike numbers of pairs, each contrasts its own with those of
+    all ranks: together that is the loss of one large batch.
+    """
+
+    def __init__(self, model: TwoTowers, config: ContrastiveConfig, pad_id: int) -> None:
+        self.model = model
+        self.forward: nn.Module = model
         self.pad_id = pad_id
         self.loss_function = SigLipLoss() if config.loss == "siglip" else ClipLoss()
 
@@ -175,10 +217,14 @@ class Contrastive:
         """Contrastive loss, scaled by the number of pairs."""
         images, texts = self.embed(batch)
         weight = torch.tensor(len(batch.keys), device=images.device)
+        if num_ranks() > 1:
+            return Loss(self._contrast_with_all(images, texts), weight)
         return Loss(self._contrast(images, texts) * weight, weight)
 
     def validate(self, batches: Iterable[PairBatch]) -> dict[str, float]:
         """`loss` per batch, and recall@1 and @5 among all pairs of the set, both directions.
+
+        A rank's batch is contrasted with itself.
 
         Recall counts the text that belongs to the picture (or the picture to the text) among the
         k most similar; texts that are equal to the right one count as it.
@@ -186,30 +232,59 @@ class Contrastive:
         losses, images, texts, all_ids = [], [], [], []
         for batch in batches:
             image, text = self.embed(batch)
+            if not batch.keys:
+                continue
             losses.append(self._contrast(image, text).item())
             images.append(image)
             texts.append(text)
             all_ids += [
                 tuple(i for i in row if i != self.pad_id) for row in batch.text_ids.tolist()
             ]
+        ranks = gather((losses, [t.cpu() for t in images], [t.cpu() for t in texts], all_ids))
+        losses, images, texts, all_ids = (
+            [item for part in parts for item in part] for parts in zip(*ranks, strict=True)
+        )
         figures = {"loss": sum(losses) / len(losses)}
         return {**figures, **recall(torch.cat(images), torch.cat(texts), all_ids)}
 
+    def idle(self) -> PairBatch:
+        """A pair of an empty picture and an empty text, which counts as none."""
+        image = empty_image(1, self.model.encoder.config.tile_size_px, torch.device("cpu"))
+        text_ids = torch.tensor([[self.model.text_tower.eos_id]])
+        return PairBatch((), image, text_ids, num_tokens=0)
+
     def embed(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
         """Unit-length image and text embeddings, each (B, E)."""
-        images = batch.images
-        features = self.encoder(images.pixels, images.num_tiles, images.aspect_ratio_ids)
-        return (
-            F.normalize(self.head(features, images), dim=-1),
-            F.normalize(self.text_tower(batch.text_ids), dim=-1),
-        )
+        embeddings: tuple[Tensor, Tensor] = self.forward(batch.images, batch.text_ids)
+        return embeddings
 
     def _contrast(self, images: Tensor, texts: Tensor) -> Tensor:
-        scale = self.head.log_scale.exp().clamp(max=MAX_SCALE)
+        scale, bias = self._temperature()
         # Scaled similarities of up to 100 are too coarse in bf16.
         with torch.autocast(images.device.type, enabled=False):
-            loss: Tensor = self.loss_function(images.float(), texts.float(), scale, self.head.bias)
+            loss: Tensor = self.loss_function(images.float(), texts.float(), scale, bias)
         return loss
+
+    def _contrast_with_all(self, images: Tensor, texts: Tensor) -> Tensor:
+        """The part of this rank's pairs in the loss of all ranks' pairs, times their number."""
+        scale, bias = self._temperature()
+        with torch.autocast(images.device.type, enabled=False):
+            images, texts = images.float(), texts.float()
+            joined, before = gather_rows(torch.cat([images, texts], dim=1))
+            all_images, all_texts = joined.chunk(2, dim=1)
+            own = torch.arange(before, before + len(images), device=images.device)
+            by_image = scale * images @ all_texts.T  # (B, all)
+            if bias is not None:
+                signs = -torch.ones_like(by_image)
+                signs[own - before, own] = 1.0
+                return -F.logsigmoid(signs * (by_image + bias)).sum()
+            by_text = scale * texts @ all_images.T
+            by_both = (F.cross_entropy(side, own, reduction="sum") for side in (by_image, by_text))
+            return sum(by_both, start=by_image.new_zeros(())) / 2
+
+    def _temperature(self) -> tuple[Tensor, Tensor | None]:
+        head = self.model.head
+        return head.log_scale.float().exp().clamp(max=MAX_SCALE), head.bias
 
 
 def recall(images: Tensor, texts: Tensor, text_ids: list[tuple[int, ...]]) -> dict[str, float]:

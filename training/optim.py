@@ -21,9 +21,9 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer of the parameters that require gradients; vectors and gates do not decay.
 
-    A group's learning rate is the schedule's times its `rate_factor`; parameters of shape (1,) are
-    tanh gates and form a group of their own. Under `muon` so do the hidden weights. Parts with
-    settings of their own have groups of their own.
+    A group's learning rate is the schedule's times its `rate_factor`; tanh gates form a group of
+    their own. Under `muon` so do the hidden weights. Parts with settings of their own have groups
+    of their own.
 
     Args:
         parts: of the model (training/stages.py); for `config.parts`.
@@ -34,14 +34,15 @@ def build_optimizer(
     modules = list(modules)
     hidden = _hidden_weights(modules) if config.kind == "muon" else set()
     trained = [p for module in modules for p in module.parameters() if p.requires_grad]
+    gates = _gates(modules)
     apart = {name: _part_parameters(name, parts or {}) for name in config.parts}
     rest = [p for p in trained if not any(p in members for members in apart.values())]
-    groups = _groups(rest, hidden, config, PartOptimConfig())
+    groups = _groups(rest, hidden, gates, config, PartOptimConfig())
     for name, settings in config.parts.items():
         members = [p for p in trained if p in apart[name]]
         if not members:
             raise UserError(f"optim.parts.{name} is set, and nothing of that part is trained here")
-        groups += _groups(members, hidden, config, settings)
+        groups += _groups(members, hidden, gates, config, settings)
     if config.state != "fp32":
         return CompactAdamW(groups, config.learning_rate, config.betas, config.eps, config.state)
     optimizer = Muon if config.kind == "muon" else torch.optim.AdamW
@@ -66,19 +67,19 @@ def _part_parameters(
 def _groups(
     trained: list[nn.Parameter],
     hidden: set[Tensor],
+    gates: set[Tensor],
     config: OptimConfig,
     settings: PartOptimConfig,
 ) -> list[dict[str, Any]]:
     """The groups of parameters with the same settings."""
     factor = (settings.learning_rate or config.learning_rate) / config.learning_rate
     decay = config.weight_decay if settings.weight_decay is None else settings.weight_decay
-    gates = [p for p in trained if p.shape == (1,)]
-    vectors = [p for p in trained if p.dim() < 2 and p.shape != (1,)]
+    vectors = [p for p in trained if p.dim() < 2 and p not in gates]
     matrices = [p for p in trained if p.dim() >= 2 and p not in hidden]
     groups = [
         _group(matrices, decay, factor),
         _group(vectors, rate_factor=factor),
-        _group(gates, rate_factor=factor * config.gate_rate_factor),
+        _group([p for p in trained if p in gates], rate_factor=factor * config.gate_rate_factor),
     ]
     if config.kind == "muon":
         weights = [p for p in trained if p in hidden]
@@ -107,6 +108,15 @@ def _hidden_weights(modules: Iterable[nn.Module]) -> set[Tensor]:
         for module in modules
         for name, layer in module.named_modules()
         if isinstance(layer, nn.Linear | nn.Conv2d) and name != "lm_head"
+    }
+
+
+def _gates(modules: Iterable[nn.Module]) -> set[Tensor]:
+    return {
+        parameter
+        for module in modules
+        for name, parameter in module.named_parameters()
+        if parameter.shape == (1,) and "gate" in name.rpartition(".")[2]
     }
 
 

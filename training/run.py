@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import AutocastKwargs
+from accelerate.utils import AutocastKwargs, InitProcessGroupKwargs
 from torch import nn
 
 from data.collate import collate_chats, collate_pairs
@@ -22,17 +23,25 @@ from data.shards import ShardSet
 from encoders.text import build_text_tower
 from training.config import TrainConfig
 from training.determinism import deterministic
-from training.distributed import num_ranks, rank, streams_of_step
+from training.distributed import (
+    is_first_rank,
+    is_launched,
+    num_ranks,
+    rank,
+    streams_of_step,
+)
 from training.evaluation import Questions, Validation
 from training.flops import StepFlops
 from training.lock import locked
 from training.lora import Making, adapter_tensors, add_adapters, set_dtypes
 from training.memory import recompute_blocks
-from training.metrics import MetricsLog
-from training.objectives import Contrastive, ContrastiveHead, NextToken, Objective
+from training.metrics import MetricsLog, NoLog
+from training.objectives import Contrastive, ContrastiveHead, NextToken, Objective, TwoTowers
 from training.optim import build_optimizer
+from training.parallel import check_shardable, parallelise
 from training.parents import check_parents, check_weights, load_parents, tokenizer_folder
 from training.sample_log import SampleLog
+from training.sharded import gather_whole
 from training.signals import StopSignals
 from training.stages import STAGES, Stage, freeze, parts_of, stage_of
 from training.state import Best
@@ -47,7 +56,13 @@ from vlm.config import dump_config
 from vlm.errors import UserError
 from vlm.model import VisionLanguageModel
 from vlm.provenance import commit, library_versions
-from vlm.weights.folder import ADAPTER_FILE, FORMAT, FolderConfig, save_folder
+from vlm.weights.folder import (
+    ADAPTER_FILE,
+    FORMAT,
+    FolderConfig,
+    component_tensors,
+    write_folder,
+)
 from vlm.weights.folder import CONFIG_FILE as FOLDER_CONFIG_FILE
 
 CONFIG_FILE = "train.yaml"
@@ -76,7 +91,7 @@ class Setup:
 
 
 def train_stage(config: TrainConfig, resume: bool = False, force: bool = False) -> FitResult:
-    """Run one stage and write its model folder to `config.out`.
+    """Run one stage and write its model folder to `config.out`. All ranks call it.
 
     Args:
         resume: go on from the newest whole checkpoint, if there is any.
@@ -91,11 +106,12 @@ def train_stage(config: TrainConfig, resume: bool = False, force: bool = False) 
         torch.manual_seed(config.seed)
         accelerator = build_accelerator(config)
         setup = build_setup(config)
-        for module in setup.modules.values():
-            module.to(accelerator.device)
-        parts = parts_of(setup.modules)
-        freeze(setup.stage, parts)
+        freeze(setup.stage, parts_of(setup.modules))
         recomputed = recompute_blocks(setup.modules, config.memory)
+        flops = StepFlops(setup.modules, recomputed)  # of whole weights
+        check_shardable(config)
+        parallel = parallelise(config.parallel, accelerator, setup.objective)
+        parts = parts_of(setup.modules)  # sharded ones, if they are
         trainer = Trainer(
             config,
             accelerator,
@@ -106,10 +122,12 @@ def train_stage(config: TrainConfig, resume: bool = False, force: bool = False) 
             setup.validation,
             run_identity(setup),
             setup.questions,
-            build_utilisation(StepFlops(setup.modules, recomputed), accelerator),
+            build_utilisation(flops, accelerator),
+            parallel,
         )
         with locked(config.out):
             _check_run_folder(config.out, resume)
+            accelerator.wait_for_everyone()  # nobody writes before all have looked
             return _train(setup, trainer, resume, force)
 
 
@@ -121,17 +139,21 @@ def _train(setup: Setup, trainer: Trainer[Any, Any], resume: bool, force: bool) 
         notes.append(f"resumed from {trainer.saver.last} at step {trainer.step}")
     elif resume:
         notes.append(f"no checkpoint in {trainer.saver.folder}; starting anew")
-    (config.out / CONFIG_FILE).write_text(dump_config(config))
+    if is_first_rank():
+        _begin_run_folder(setup)
     with ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
         first_step = trainer.step
         stack.enter_context(summarised(config.out, trainer.facts))
-        log = stack.enter_context(
-            MetricsLog(config.out, config.stage, config.steps, first_step, config.trackers)
-        )
+        log: MetricsLog | NoLog = NoLog()
+        if is_first_rank():
+            log = MetricsLog(config.out, config.stage, config.steps, first_step, config.trackers)
+            stack.enter_context(log)
         samples = None
         if config.data.log_samples:
             samples = stack.enter_context(closing(SampleLog(config.out, first_step)))
+        if num_ranks() > 1:
+            notes.insert(0, f"{trainer.parallel}, on {trainer.accelerator.device.type}")
         for line in (describe_parts(setup), *notes):
             log.message(line)
         setup.train.on_reject = RejectFile(config.out).add
@@ -146,6 +168,7 @@ def _train(setup: Setup, trainer: Trainer[Any, Any], resume: bool, force: bool) 
             _save_model(setup, config.out, result)
         if result.best is not None and result.best.step < result.steps:
             _save_best(setup, trainer, result, result.best)
+    trainer.accelerator.wait_for_everyone()  # the folder is whole when any rank ends
     return result
 
 
@@ -205,9 +228,9 @@ def build_setup(config: TrainConfig, making: Making | None = None) -> Setup:
     )
     validation = None
     if data.validation:
-        validation = Validation.open(
-            data.validation, partial(make, shuffle=False), config.validation_batches
-        )
+        streams = num_ranks()
+        own = partial(make, shuffle=False, num_streams=streams, rank=rank(), num_ranks=streams)
+        validation = Validation.open(data.validation, own, config.validation_batches)
     questions = None
     if config.evaluate is not None:
         assert isinstance(objective, NextToken)
@@ -219,7 +242,10 @@ def build_setup(config: TrainConfig, making: Making | None = None) -> Setup:
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
-    """Device placement and precision through accelerate."""
+    """Device placement, precision and the group of processes through accelerate.
+
+    A process that a launcher has started (torchrun, `accelerate launch`) joins the others here.
+    """
     cuda = torch.cuda.is_available()
     if config.device == "cuda" and not cuda:
         raise UserError("device is cuda, but torch sees no CUDA device; set device=auto or cpu")
@@ -230,9 +256,14 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     # accelerate has one state a process; the stages of a process may differ in precision.
     AcceleratorState._reset_state(reset_partial_state=True)
     # A weight is used once a forward pass: a cache of its bf16 copy would only keep it longer.
-    autocast = AutocastKwargs(cache_enabled=False)
-    mixed_precision = "bf16" if bf16 else "no"
-    return Accelerator(cpu=use_cpu, mixed_precision=mixed_precision, kwargs_handlers=[autocast])
+    handlers: list[Any] = [AutocastKwargs(cache_enabled=False)]
+    if is_launched():
+        # Checkpoints, and weights that are offloaded, are exchanged on the host.
+        backend = "gloo" if use_cpu else "cuda:nccl,cpu:gloo"
+        timeout = timedelta(seconds=config.parallel.timeout_s)
+        handlers.append(InitProcessGroupKwargs(backend=backend, timeout=timeout))
+    precision = "bf16" if bf16 else "no"
+    return Accelerator(cpu=use_cpu, mixed_precision=precision, kwargs_handlers=handlers)
 
 
 def build_utilisation(flops: StepFlops, accelerator: Accelerator) -> Utilisation | None:
@@ -246,7 +277,7 @@ def run_identity(setup: Setup) -> dict[str, Any]:
     """What must be equal for a checkpoint to be continued: all but where and how often we log."""
     free = {"out", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "device"}
     free |= {"memory"}  # what is recomputed is the same to the bit
-    free |= {"keep_best", "evaluate", "trackers"}
+    free |= {"parallel", "keep_best", "evaluate", "trackers"}
     identity = setup.config.model_dump(mode="json", exclude=free)
     del identity["data"]["num_workers"]  # the order of samples does not depend on it
     del identity["optim"]["max_skipped_steps"]
@@ -254,6 +285,8 @@ def run_identity(setup: Setup) -> dict[str, Any]:
         identity["base_sha256"] = setup.adapter.base.sha256
     identity["manifests"] = [source.fingerprint for source in setup.train.sources]
     identity["batches_per_step"] = setup.train.order.num_streams
+    if setup.config.contrastive is not None:  # pairs are contrasted with those of all ranks
+        identity["ranks"] = num_ranks()
     return identity
 
 
@@ -297,7 +330,8 @@ def _contrastive_objects(
     tower_config = config.contrastive.text_tower
     text_tower = build_text_tower(tower_config, tokenizer.pad_id, tokenizer.eot_id)
     head = ContrastiveHead(config.contrastive, config.model.vision.output_size)
-    objective = Contrastive(encoder, text_tower, head, config.contrastive, tokenizer.pad_id)
+    model = TwoTowers(encoder, text_tower, head)
+    objective = Contrastive(model, config.contrastive, tokenizer.pad_id)
     modules = {"encoder": encoder, "text_tower": text_tower, "contrastive_head": head}
     return modules, objective
 
@@ -307,8 +341,11 @@ def _language_objects(
 ) -> tuple[dict[str, nn.Module], Objective[Any]]:
     model = VisionLanguageModel(config.model, processor.tokenizer.image_id)
     kept = STAGES[config.stage].components
-    objective = NextToken(model, pictures=config.stage != "text")
-    return {name: getattr(model, name) for name in kept}, objective
+    modules = {name: getattr(model, name) for name in kept}
+    for name, _ in list(model.named_children()):
+        if name not in kept:  # a stage without pictures would share and move them for nothing
+            delattr(model, name)
+    return modules, NextToken(model, pictures=config.stage != "text")
 
 
 def _vocabulary(config: TrainConfig) -> int:
@@ -331,6 +368,12 @@ def _texts(sources: Iterable[ShardSet]) -> Iterator[str]:
             yield from (message.text for message in raw.sample.messages)
 
 
+def _begin_run_folder(setup: Setup) -> None:
+    """Write what says how to read a checkpoint of the run."""
+    (setup.config.out / CONFIG_FILE).write_text(dump_config(setup.config))
+    setup.processor.save(setup.config.out)
+
+
 def _check_run_folder(out: Path, resume: bool) -> None:
     if not resume and (out / CONFIG_FILE).exists():
         raise UserError(
@@ -344,8 +387,14 @@ def _check_run_folder(out: Path, resume: bool) -> None:
 
 
 def _save_model(setup: Setup, folder: Path, result: FitResult) -> None:
-    config = setup.config
-    parents = {name: str(path) for name, path in config.init_from if path is not None}
+    """Write the model folder, on the first rank; the others give it their parts of the weights."""
+    if setup.adapter is not None:
+        tensors = gather_whole(adapter_tensors(setup.modules))
+    else:
+        components = {name: setup.modules[name] for name in setup.stage.components}
+        tensors = gather_whole(component_tensors(components))
+    if not is_first_rank():
+        return
     held_out = None if setup.validation is None else setup.validation.together
     loaders = {"train": setup.train, "validation": held_out}
     data = {
@@ -356,29 +405,40 @@ def _save_model(setup: Setup, folder: Path, result: FitResult) -> None:
         for split, loader in loaders.items()
     }
     provenance = {
-        "stage": config.stage,
-        "steps": result.steps,
-        "seed": config.seed,
+        **describe_origin(setup.config, result.steps),
         "figures": dict(result.figures),
-        "parents": parents,
         "data": data,
-        "commit": commit(),
-        "versions": library_versions(),
     }
     if setup.adapter is not None:
-        tensors = adapter_tensors(setup.modules)
-        save_adapter(folder, setup.adapter, config.model, tensors, provenance)
+        save_adapter(folder, setup.adapter, setup.config.model, tensors, provenance)
         return
-    save_folder(
+    write_folder(
         folder,
-        FolderConfig(
-            format=FORMAT,
-            stage=config.stage,
-            components=setup.stage.components,
-            model=config.model,
-            text_tower=config.contrastive.text_tower if config.contrastive else None,
-        ),
-        {name: setup.modules[name] for name in setup.stage.components},
+        folder_config(setup.config),
+        tensors,
         setup.processor,
         provenance,
     )
+
+
+def folder_config(config: TrainConfig) -> FolderConfig:
+    """What a stage's model folder says of its tensors."""
+    return FolderConfig(
+        format=FORMAT,
+        stage=config.stage,
+        components=STAGES[config.stage].components,
+        model=config.model,
+        text_tower=config.contrastive.text_tower if config.contrastive else None,
+    )
+
+
+def describe_origin(config: TrainConfig, steps: int) -> dict[str, Any]:
+    """Where a stage's weights come from, for a model folder's provenance."""
+    return {
+        "stage": config.stage,
+        "steps": steps,
+        "seed": config.seed,
+        "parents": {name: str(path) for name, path in config.init_from if path is not None},
+        "commit": commit(),
+        "versions": library_versions(),
+    }

@@ -1,8 +1,8 @@
 """What a checkpoint holds: tensors of modules and of the optimizer, random states, the progress.
 
 A payload copies its tensors to the host while the loop waits, and writes them while it goes on.
-`WholePayload` is that of a process that has all weights; where ranks have parts of them, each
-writes files of its own into the same folder (training/checkpoints.py).
+Each rank writes the parts that it holds into a file of its own (training/sharded.py), all into the
+same folder (training/checkpoints.py).
 """
 
 import json
@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from data.loader import LoaderState
+from training.distributed import rank
 from training.lora import changing_tensors
+from training.sharded import Parts, StoredParts
 from vlm.errors import UserError
 from vlm.weights.comparison import differences, listed, mismatches
 from vlm.weights.folder import write_json
 
-TENSORS_FILE = "tensors.safetensors"
 STATE_FILE = "state.json"
 
 
@@ -84,35 +83,8 @@ class Payload(Protocol):
 
 
 @dataclass(frozen=True)
-class HostTensors:
-    """Named tensors on the host, and the file that they go to."""
-
-    name: str
-    tensors: Mapping[str, Tensor]
-
-    @staticmethod
-    def copy_of(name: str, tensors: Mapping[str, Tensor]) -> "HostTensors":
-        """Copy tensors, wherever they lie; the originals may change then."""
-        host = {
-            key: tensor.detach().to("cpu", copy=True).contiguous()
-            for key, tensor in tensors.items()
-        }
-        return HostTensors(name, host)
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
-
-    def write(self, folder: Path) -> list[str]:
-        """Write the file."""
-        save_file(dict(self.tensors), folder / self.name)
-        return [self.name]
-
-
-@dataclass(frozen=True)
 class WholePayload:
-    """Everything of a run in one process, in one file.
+    """Everything of a run, restored on any number of ranks, however they share it.
 
     Args:
         modules: everything with parameters, frozen or not, by name. The base of adapters is not
@@ -124,10 +96,11 @@ class WholePayload:
     optimizer: torch.optim.Optimizer
     averages: Mapping[str, Tensor]
 
-    def snapshot(self) -> HostTensors:
-        """Copy weights, averages, optimizer and random states to the host."""
-        tensors = {**self._places(), **_optimizer_tensors(self.optimizer), **random_tensors()}
-        return HostTensors.copy_of(TENSORS_FILE, tensors)
+    def snapshot(self) -> Parts:
+        """Copy this rank's parts of weights, averages, optimizer and random states to the host."""
+        return Parts.copy_of(
+            shared={**self._places(), **_optimizer_tensors(self.optimizer)}, own=random_tensors()
+        )
 
     def restore(self, folder: Path) -> None:
         """Take all of that from a verified checkpoint.
@@ -135,23 +108,24 @@ class WholePayload:
         Raises:
             UserError: a weight is missing, left over, or of another shape.
         """
-        tensors = read_tensors(folder / TENSORS_FILE)
-        self._take_weights(folder, tensors)
-        _restore_optimizer(self.optimizer, tensors)
-        restore_random(tensors)
+        stored = StoredParts(folder)
+        self._take_weights(folder, stored)
+        _restore_optimizer(self.optimizer, stored)
+        restore_random(stored)
 
     def restore_weights(self, folder: Path) -> None:
         """Take the weights and their averages only."""
-        self._take_weights(folder, read_tensors(folder / TENSORS_FILE))
+        self._take_weights(folder, StoredParts(folder))
 
-    def _take_weights(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
-        stored = {name: t for name, t in tensors.items() if name.startswith(("model.", "ema."))}
+    @torch.no_grad()
+    def _take_weights(self, folder: Path, stored: StoredParts) -> None:
+        shapes = {n: s for n, s in stored.shapes.items() if n.startswith(("model.", "ema."))}
         places = self._places()
-        problems = mismatches(_shapes(places), _shapes(stored))
+        problems = mismatches({n: tuple(place.shape) for n, place in places.items()}, shapes)
         if problems:
             raise UserError(f"checkpoint {folder} does not match the model: {listed(problems)}")
         for name, place in places.items():
-            place.data.copy_(stored[name])
+            place.copy_(stored.read(name, place))
 
     def _places(self) -> dict[str, Tensor]:
         weights = {
@@ -186,35 +160,21 @@ def config_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     ]
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file onto the host.
-
-    Raises:
-        UserError: it is none.
-    """
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read as safetensors: {error}") from error
-
-
 def random_tensors() -> dict[str, Tensor]:
-    """The states of torch's generators: nothing in the loop draws from others that live on."""
-    states = {"random.cpu": torch.get_rng_state()}
+    """The states of this rank's torch generators; the loop draws from no others that live on."""
+    states = {f"random.{rank()}.cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        states["random.cuda"] = torch.cuda.get_rng_state()
+        states[f"random.{rank()}.cuda"] = torch.cuda.get_rng_state()
     return states
 
 
-def restore_random(tensors: Mapping[str, Tensor]) -> None:
-    """Put the states of `random_tensors` back."""
-    torch.set_rng_state(tensors["random.cpu"])
-    if torch.cuda.is_available() and "random.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["random.cuda"])
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+def restore_random(stored: StoredParts) -> None:
+    """Put the states of `random_tensors` back; a rank that was not there then keeps its own."""
+    cpu, cuda = f"random.{rank()}.cpu", f"random.{rank()}.cuda"
+    if cpu in stored.shapes:
+        torch.set_rng_state(stored.read(cpu))
+    if torch.cuda.is_available() and cuda in stored.shapes:
+        torch.cuda.set_rng_state(stored.read(cuda))
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -225,11 +185,14 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+def _restore_optimizer(optimizer: torch.optim.Optimizer, stored: StoredParts) -> None:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
+    for key, shape in stored.shapes.items():
         if key.startswith("optimizer."):
             _, index, name = key.split(".", 2)
-            state.setdefault(int(index), {})[name] = tensor
+            parameter = parameters[int(index)]
+            like = parameter if shape == parameter.shape else None
+            state.setdefault(int(index), {})[name] = stored.read(key, like)
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})

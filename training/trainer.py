@@ -14,14 +14,21 @@ from data.batches import Row
 from data.loader import Loader, LoaderState
 from data.prefetch import Prefetch, Staged
 from training.config import TrainConfig
-from training.distributed import gather, max_over_ranks, share_of_step, sum_over_ranks
+from training.distributed import (
+    clip_gradients,
+    gather,
+    max_over_ranks,
+    share_of_step,
+    sum_over_ranks,
+)
 from training.ema import Ema
 from training.evaluation import Figures, Questions, Validation
 from training.guards import Guards
-from training.metrics import MetricsLog
+from training.metrics import MetricsLog, NoLog
 from training.objectives import Objective
 from training.optim import learning_rate
 from training.out_of_memory import memory_advice
+from training.parallel import Parallel
 from training.parts_log import PartsLog
 from training.sample_log import SampleLog
 from training.saver import Saver
@@ -86,6 +93,7 @@ class Trainer(Generic[RowT, BatchT]):
         identity: what must not change between a checkpoint and the run that resumes it.
         questions: asked while the model learns, if any are.
         utilisation: measures the use of the device, where its peak is known.
+        parallel: how the objective's model is shared; None where it is whole and alone.
     """
 
     def __init__(
@@ -100,11 +108,13 @@ class Trainer(Generic[RowT, BatchT]):
         identity: Mapping[str, Any],
         questions: Questions | None = None,
         utilisation: Utilisation | None = None,
+        parallel: Parallel | None = None,
     ) -> None:
         self.config = config
         self.accelerator = accelerator
         self.modules = modules
         self.objective = objective
+        self.parallel = parallel or Parallel("none", objective.model)
         self.optimizer = optimizer
         self.train = train
         self.batches: Prefetch[BatchT, LoaderState] = Prefetch(train, accelerator.device)
@@ -145,7 +155,7 @@ class Trainer(Generic[RowT, BatchT]):
 
     def fit(
         self,
-        log: MetricsLog,
+        log: MetricsLog | NoLog,
         samples: SampleLog | None = None,
         stop: StopSignals | None = None,
     ) -> FitResult:
@@ -159,6 +169,7 @@ class Trainer(Generic[RowT, BatchT]):
         window = _Window(self.utilisation)
         for module in self.modules.values():
             module.train()
+        device = self.accelerator.device
         with self.saver, closing(self.batches):
             while self.step < config.steps:
                 self._make_step(window, samples)
@@ -166,7 +177,7 @@ class Trainer(Generic[RowT, BatchT]):
                 save = stopping or self._due(config.checkpoint_every)
                 # At checkpoints too, so that a resumed run's averages cover the same steps.
                 if self._logs(self.step) or stopping:
-                    figures = window.figures()
+                    figures = window.figures(device)
                     log.record(self.step, "train", figures)
                     self.figures = {name: v for name, v in figures.items() if "/" not in name}
                     window = _Window(self.utilisation)
@@ -199,7 +210,7 @@ class Trainer(Generic[RowT, BatchT]):
         assert self.validation is not None
         device = self.accelerator.device
         with self._measuring():
-            return self.validation.figures(self.objective, lambda batch: batch.to(device))
+            return self.validation.figures(self.objective, device)
 
     def written_weights(self) -> AbstractContextManager[None]:
         """Within this context the modules hold what the model folder is to get."""
@@ -226,12 +237,13 @@ class Trainer(Generic[RowT, BatchT]):
         terms = sum(self.objective.weight(batch.host) for batch in micro_batches)
         weight = sum_over_ranks(terms, device)
         total = 0.0
-        for batch in micro_batches:
-            with self._autocast():
-                loss = self.objective.loss(batch.on_device)
-            # A batch without pictures has nothing to teach a stage that trains the vision only.
-            if loss.total.requires_grad:
-                self.accelerator.backward(share_of_step(loss.total, weight))
+        for number, batch in enumerate(micro_batches, start=1):
+            with self.parallel.batch(is_last=number == len(micro_batches)):
+                with self._autocast():
+                    loss = self.objective.loss(batch.on_device)
+                # A batch without pictures has nothing to teach a stage that trains vision only.
+                if loss.total.requires_grad:
+                    self.accelerator.backward(share_of_step(loss.total, weight))
             total += loss.total.item()
         mean = sum_over_ranks(total, device) / weight
         step = self.step + 1
@@ -239,7 +251,7 @@ class Trainer(Generic[RowT, BatchT]):
         self.guards.check_loss(step, mean, keys)
         self.guards.watch_loss(step, mean, keys)
         figures = self.parts_log.gradient_norms() if self._logs(step) else {}
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip_norm).item()
+        norm = clip_gradients(self.parameters, self.config.optim.clip_norm)
         rate = learning_rate(self.config.optim, self.step, self.config.steps)
         if not self.guards.check_gradient(step, norm, keys):
             self.optimizer.zero_grad()
@@ -255,7 +267,7 @@ class Trainer(Generic[RowT, BatchT]):
             figures |= self.parts_log.gates()
         return _Step(mean, figures)
 
-    def _measure(self, log: MetricsLog) -> bool:
+    def _measure(self, log: MetricsLog | NoLog) -> bool:
         """Validate and ask what is due; return whether this step is the best so far."""
         config = self.config
         found: Figures = {}
@@ -285,7 +297,7 @@ class Trainer(Generic[RowT, BatchT]):
         self.best = Best(self.step, wanted.figure, value)
         return True
 
-    def _save(self, log: MetricsLog) -> None:
+    def _save(self, log: MetricsLog | NoLog) -> None:
         """Begin to write a checkpoint; the last step needs none, for its model is written."""
         if self.step == self.config.steps:
             return
@@ -321,6 +333,7 @@ class Trainer(Generic[RowT, BatchT]):
             module.eval()
         with torch.no_grad(), self._autocast(), self.written_weights():
             yield
+        self.parallel.reshard()
         for module in self.modules.values():
             module.train()
 
@@ -359,13 +372,15 @@ class _Window:
         self.waited_s += waited_s
         self.last = step.figures
 
-    def figures(self) -> dict[str, float]:
+    def figures(self, device: torch.device) -> dict[str, float]:
+        counts = (self.samples, self.tokens, self.padded_tokens, self.pictures)
+        samples, tokens, padded_tokens, pictures = (sum_over_ranks(n, device) for n in counts)
         figures = {
             "loss": self.loss / self.steps,
-            "samples_per_s": self.samples / self.seconds,
-            "tokens_per_s": self.tokens / self.seconds,
-            "pictures_per_s": self.pictures / self.seconds,
-            "padding": 1 - self.tokens / self.padded_tokens,
+            "samples_per_s": samples / self.seconds,
+            "tokens_per_s": tokens / self.seconds,
+            "pictures_per_s": pictures / self.seconds,
+            "padding": 1 - tokens / padded_tokens,
             "data_wait": self.waited_s / self.seconds,
             "memory_gb": peak_memory_bytes() / 1e9,
             **self.last,

@@ -33,7 +33,9 @@ COMMANDS = {
     "caption": Command("vlm.commands", "Describe pictures."),
     "chat": Command("vlm.commands", "Talk with a model about pictures, in the terminal."),
     "eval": Command("eval.commands", "Measure a model on question shards."),
-    "convert": Command("vlm.weights.commands", "Models from and to transformers; adapters merged."),
+    "convert": Command(
+        "training.commands", "Models from and to transformers; adapters and checkpoints to models."
+    ),
     "bench": Command("training.commands", "Measure our speed beside others: load, train and more."),
     "env": Command("vlm.commands", "Print the versions and devices in use."),
 }

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from training import checkpoints, trackers
-from training.state import HostTensors
+from training.sharded import Parts
 from training.trainer import Trainer
 from vlm.cli import main
 
@@ -34,9 +34,9 @@ def kill() -> None:
 
 def kill_in_write(step: int, path: Path) -> None:
     """Kill the process when half of a checkpoint's tensors are written, the second time."""
-    plain, calls = HostTensors.write, []
+    plain, calls = Parts.write, []
 
-    def write(self: HostTensors, folder: Path) -> list[str]:
+    def write(self: Parts, folder: Path) -> list[str]:
         names = plain(self, folder)
         calls.append(folder)
         if len(calls) == 2:
@@ -45,7 +45,7 @@ def kill_in_write(step: int, path: Path) -> None:
             kill()
         return names
 
-    HostTensors.write = write  # type: ignore[method-assign]
+    Parts.write = write  # type: ignore[method-assign]
 
 
 def kill_before_rename(step: int, path: Path) -> None:

@@ -108,7 +108,8 @@ def run_rank(config: VLMConfig, case: str, out: Path, rank: int, port: int) -> N
     torch.distributed.init_process_group("gloo", rank=rank, world_size=size, timeout=timeout)
     model = make_model(config, case)
     if CASES[case][0] == "ddp":
-        objective = NextToken(model, forward=DistributedDataParallel(model))
+        objective = NextToken(model)
+        objective.forward = DistributedDataParallel(model)
     else:
         mesh = init_device_mesh("cpu", (size,))
         for part in (model.encoder, model.projector, *model.decoder.layers, model):

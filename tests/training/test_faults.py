@@ -25,6 +25,7 @@ from training.config import TrainConfig
 from training.metrics import METRICS_FILE, read_metrics
 from training.objectives import Loss, NextToken
 from training.run import train_stage
+from training.sharded import Parts
 from training.summary import SUMMARY_FILE
 from vlm.config import dump_config
 from vlm.errors import UserError
@@ -298,7 +299,7 @@ def rewrite(checkpoint: Path, change: Callable[[dict[str, torch.Tensor]], None])
     """Change a checkpoint's tensors, and its manifest with them."""
     tensors = load_file(checkpoint / "tensors.safetensors")
     change(tensors)
-    save_file(tensors, checkpoint / "tensors.safetensors")
+    Parts.copy_of(tensors).write(checkpoint)
     manifest = manifest_of(checkpoint)
     write_json(checkpoint / "manifest.json", manifest.model_dump())
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import vlm
 from training.checkpoints import list_checkpoints
 from training.config import StageName, TrainConfig
+from training.conversion import convert_checkpoint
 from training.dry_run import describe_run, make_plan
 from training.lora import adapter_tensors
 from training.metrics import METRICS_FILE, read_metrics
@@ -250,6 +251,29 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_checkpoints_hold_no_base(
     expected, found = (load_file(folder / WEIGHTS_FILE) for folder in (whole, out))
     assert expected.keys() == found.keys()
     assert all(expected[name].equal(found[name]) for name in expected)
+
+
+def test_a_checkpoint_becomes_an_adapters_folder(
+    lora_config: MakeConfig, parents: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(parents / "align", tmp_path / "base")
+    start = {"model": base}
+    stopped = tmp_path / "stopped"
+    train_stage(lora_config(tmp_path / "short", steps=2, init_from=start))
+    train_stage(lora_config(stopped, steps=4, checkpoint_every=2, init_from=start))
+    checkpoint = convert_checkpoint(stopped, tmp_path / "adapter")
+    assert checkpoint.name == "step-00000002"
+    expected, found = (
+        load_file(tmp_path / folder / WEIGHTS_FILE) for folder in ("short", "adapter")
+    )
+    assert expected.keys() == found.keys()
+    assert all(expected[name].equal(found[name]) for name in expected)
+    assert vlm.load(tmp_path / "adapter").folder == tmp_path / "adapter"
+    tensors = load_file(base / "model.safetensors")
+    tensors["decoder.norm.weight"][0] += 1e-6
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="holds adapters on other weights"):
+        convert_checkpoint(stopped, tmp_path / "again")
 
 
 @pytest.fixture

@@ -180,7 +180,7 @@ def test_the_temperature_stops_at_one_hundred(
     with torch.no_grad():
         totals = []
         for scale in (100.0, 10_000.0, 50.0):
-            objective.head.log_scale.fill_(scale).log_()
+            objective.model.head.log_scale.fill_(scale).log_()
             totals.append(objective.loss(batch).total.item())
     assert totals[0] == pytest.approx(totals[1], rel=1e-5) != pytest.approx(totals[2], rel=1e-5)
 

@@ -16,7 +16,8 @@ from training.checkpoints import list_checkpoints
 from training.config import OptimConfig
 from training.optim import build_optimizer
 from training.saver import Saver
-from training.state import Best, HostTensors, Progress, WholePayload
+from training.sharded import Parts
+from training.state import Best, Progress, WholePayload
 from vlm.errors import UserError
 
 CONFIG: dict[str, Any] = {
@@ -125,7 +126,7 @@ class Held:
 
 @dataclass
 class HeldSnapshot:
-    tensors: HostTensors
+    tensors: Parts
     go: threading.Event
 
     @property

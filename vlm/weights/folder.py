@@ -69,6 +69,26 @@ def save_folder(
     processor: Processor,
     provenance: Mapping[str, Any],
 ) -> None:
+    """Write a model folder of whole components; otherwise as `write_folder`."""
+    write_folder(folder, config, component_tensors(components), processor, provenance)
+
+
+def component_tensors(components: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """The tensors of components under their full names, `component.name`."""
+    return {
+        f"{component}.{name}": tensor.detach()
+        for component, module in components.items()
+        for name, tensor in module.state_dict().items()
+    }
+
+
+def write_folder(
+    folder: Path,
+    config: FolderConfig,
+    tensors: Mapping[str, Tensor],
+    processor: Processor,
+    provenance: Mapping[str, Any],
+) -> None:
     """Write a model folder into `folder`, beside what a run keeps there.
 
     The files are written to a temporary folder and then moved in, `config.json` last and the old
@@ -78,12 +98,7 @@ def save_folder(
     temporary = folder / f".{os.getpid()}.writing"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    tensors = {
-        f"{component}.{name}": tensor.detach().contiguous()
-        for component, module in components.items()
-        for name, tensor in module.state_dict().items()
-    }
-    save_torch_state_dict(tensors, temporary)
+    save_torch_state_dict({name: t.contiguous() for name, t in tensors.items()}, temporary)
     write_json(temporary / PROVENANCE_FILE, dict(provenance))
     processor.save(temporary)
     write_json(temporary / CONFIG_FILE, config.model_dump(mode="json"))
