@@ -127,6 +127,49 @@ def bench_encode(
     publish(SpeedReport(machine=machine_facts(target), rows=rows), against, report)
 
 
+@bench.command("decode")
+def bench_decode(
+    against: Annotated[
+        Literal["transformers"], typer.Option(help="The peer: its Mllama, through `generate`.")
+    ] = "transformers",
+    size: Annotated[
+        Literal["tiny", "30m", "11b"],
+        typer.Option(
+            help="30m is half as deep as the 11B, 320 wide, with tiles of 257 tokens. 11b is the "
+            "real shape, for a GPU; tiny is for tests."
+        ),
+    ] = "30m",
+    batch_size: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Prompts answered together; may be repeated. Default: 1 and 8."),
+    ] = None,
+    prompt_tokens: Annotated[int, typer.Option(min=2, help="Of text in a prompt.")] = 64,
+    new_tokens: Annotated[int, typer.Option(min=2, help="Of each answer.")] = 64,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    repeats: Repeats = 5,
+    report: ReportFile = None,
+) -> None:
+    """Measure answering: tokens a second, and the time to the first token.
+
+    Both sides hold the same weights and get prompts of a picture of one tile and random words. The
+    first token comes after the picture and the prompt were run; of a picture seen before, we keep
+    what the decoder reads. A ratio above 1 means that we are ahead.
+    """
+    from eval.speed.decode import compare_with_transformers
+    from eval.speed.harness import SpeedReport, check_report_path, machine_facts, publish
+    from vlm.api import find_device
+
+    target = find_device(device)
+    if report is not None:
+        check_report_path(report)
+    rows, agreements = compare_with_transformers(
+        size, batch_size or (1, 8), prompt_tokens, new_tokens, target, dtype, repeats
+    )
+    print("\n".join(agreements))
+    publish(SpeedReport(machine=machine_facts(target), rows=rows), against, report)
+
+
 @bench.command("load")
 def bench_load(
     data: Annotated[
@@ -229,3 +272,39 @@ def bench_preprocess(
     for agreement in agreements:
         print(agreement)
     publish(SpeedReport(machine=facts, rows=rows), "transformers", report)
+
+
+@bench.command("serve")
+def bench_serve(
+    model: Annotated[
+        Path | None,
+        typer.Option(help="A model folder for many at a time beside one. Default: a small one."),
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=2, help="Answers at a time.")] = 16,
+    seconds: Annotated[float, typer.Option(min=0.5, help="Of the steady load, and others.")] = 30,
+    stream_seconds: Annotated[float, typer.Option(min=1, help="Of the event streams.")] = 60,
+    requests: Annotated[int, typer.Option(min=100, help="Good and bad ones.")] = 10_000,
+    report: ReportFile = None,
+) -> None:
+    """Measure `vlm serve` under load, with an engine that computes nothing; a minute or more.
+
+    100 requests a second with a photo each; a crowd of 256; 64 event streams; good and bad
+    requests in turn; clients that hang up. The peer is the limit of each figure: a ratio above 1
+    means that it is kept. Last, answers a second of a real model, many at a time beside one.
+    """
+    from tempfile import TemporaryDirectory
+
+    from eval.speed.harness import SpeedReport, check_report_path, machine_facts, publish
+    from eval.speed.serve import Load, measure_load
+    from eval.speed.serve_throughput import compare_concurrency, make_model
+    from vlm.api import find_device
+
+    if report is not None:
+        check_report_path(report)
+    rows = measure_load(Load(seconds, stream_seconds, requests))
+    with TemporaryDirectory() as made:
+        if model is None:
+            model = Path(made) / "made"
+            make_model(model)
+        rows.append(compare_concurrency(model, concurrency, 4 * concurrency))
+    publish(SpeedReport(machine=machine_facts(find_device("cpu")), rows=rows), "limit", report)

@@ -17,7 +17,10 @@ from torch import Tensor, nn
 from encoders.tiling import supported_canvases
 from vlm.chat.processor import Processor
 from vlm.config import VLMConfig
-from vlm.inputs import ModelInputs
+from vlm.engine.engine import Engine, EngineConfig
+from vlm.engine.request import Request
+from vlm.engine.sampling import SamplingConfig
+from vlm.inputs import Example, ModelInputs
 from vlm.model import VisionLanguageModel
 from vlm.weights.mllama import config_from_mllama
 from vlm.weights.mllama_names import our_name
@@ -83,6 +86,30 @@ def picture() -> Callable[..., Image.Image]:
         return Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def greedy_tokens() -> Callable[..., list[list[int]]]:
+    """`greedy_tokens(network, prompts, num_new, suppressed_ids=())`: what an engine writes."""
+
+    def write(
+        network: VisionLanguageModel,
+        prompts: list[Example],
+        num_new: int,
+        suppressed_ids: tuple[int, ...] = (),
+    ) -> list[list[int]]:
+        longest = max(len(prompt.input_ids) for prompt in prompts)
+        config = EngineConfig(slots=len(prompts), max_tokens=longest + num_new)
+        engine = Engine(network, (), suppressed_ids, config)
+        numbers = [engine.submit(Request.of(p, SamplingConfig(), num_new)) for p in prompts]
+        written: dict[int, list[int]] = {number: [] for number in numbers}
+        while engine.num_active or engine.num_waiting:
+            for event in engine.step():
+                assert event.token is not None, event
+                written[event.request_id].append(event.token)
+        return list(written.values())
+
+    return write
 
 
 @pytest.fixture

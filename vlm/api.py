@@ -11,12 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from encoders.tiling import TiledImage
 from vlm.adapters.folder import is_adapter_folder, read_adapter
+from vlm.answering import Answering, RunningAnswer
 from vlm.chat.processor import Processor
-from vlm.engine.generate import Generation
 from vlm.engine.sampling import SamplingConfig
 from vlm.errors import UserError
 from vlm.images import read_image
-from vlm.inputs import Example, stack_examples
+from vlm.inputs import Example
 from vlm.model import VisionLanguageModel
 from vlm.weights.folder import COMPONENTS, load_component, read_component, read_folder_config
 
@@ -48,25 +48,40 @@ class Usage(BaseModel):
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """A token of an answer, its log probability, and the likeliest tokens with theirs."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
 class Reply:
-    """An answer; `finish_reason` is "length" when `max_tokens` cut it off."""
+    """An answer; `finish_reason` is "length" when `max_tokens` cut it off.
+
+    logprobs: of every token that was generated, if the setting `logprobs` asked for them.
+    """
 
     text: str
     finish_reason: FinishReason
     usage: Usage
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Model:
     """A loaded model: its network and its processor.
 
     Every method takes the fields of `AnswerConfig` as keywords: `max_tokens`, `temperature`,
-    `top_p`, `seed`, `stop`.
+    `top_p`, `seed`, `stop` and others. What was computed of pictures and conversations is kept for
+    later calls, so the weights must not change behind it. Threads may call it at the same time.
     """
 
     def __init__(self, network: VisionLanguageModel, processor: Processor, folder: Path) -> None:
         self.network = network.eval()
         self.processor = processor
         self.folder = folder
+        self.answering = Answering(self.network, processor.tokenizer)
 
     @property
     def device(self) -> torch.device:
@@ -95,13 +110,19 @@ class Model:
         """
         return self._reply([self._prompt(messages)], settings)[0]
 
+    def choices(
+        self, messages: Sequence[Mapping[str, Any]], num_choices: int, **settings: Any
+    ) -> list[Reply]:
+        """Like `chat`, giving several answers; with a `seed`, each has the next one as its own."""
+        seed = self._config(settings).seed
+        seeds = [None if seed is None else (seed + index) % 2**64 for index in range(num_choices)]
+        prompts = [self._prompt(messages)] * num_choices
+        return self._reply(prompts, settings, num_choices, seeds)
+
     def stream(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> Iterator[str]:
         """Like `chat`, giving the answer's text in pieces as it is generated."""
-        config = self._config(settings)
-        answer = _Answer(self.processor, config)
-        for _ in self._generate([self._prompt(messages)], config, [answer]):
-            yield from answer.new_pieces()
-        yield from answer.new_pieces(final=True)
+        for (answer,) in self._run([self._prompt(messages)], self._config(settings), 1):
+            yield from answer.text.new_pieces(final=answer.finish_reason is not None)
 
     def answer_batch(
         self,
@@ -109,10 +130,10 @@ class Model:
         batch_size: int = 32,
         **settings: Any,
     ) -> list[str]:
-        """Answer (images, question) requests, in batches of prompts of like length.
+        """Answer (images, question) requests, up to `batch_size` at a time.
 
-        Requests that show the same objects as images stay together: such an image is read and
-        tiled once, and encoded once a batch.
+        Requests that show the same objects as images stay together: such an image is read, tiled
+        and encoded once.
         """
         tiled: dict[int, TiledImage] = {}
         for image in (image for images, _ in requests for image in images):
@@ -126,64 +147,52 @@ class Model:
             for images, question in requests
         ]
         order = _batch_order(prompts)
+        replies = self._reply([prompts[index] for index in order], settings, batch_size)
         texts = [""] * len(prompts)
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            replies = self._reply([prompts[index] for index in chosen], settings)
-            for index, reply in zip(chosen, replies, strict=True):
-                texts[index] = reply.text
+        for index, reply in zip(order, replies, strict=True):
+            texts[index] = reply.text
         return texts
 
-    def _reply(self, prompts: Sequence[Example], settings: Mapping[str, Any]) -> list[Reply]:
-        config = self._config(settings)
-        answers = [_Answer(self.processor, config) for _ in prompts]
-        for _ in self._generate(prompts, config, answers):
-            pass
+    def _reply(
+        self,
+        prompts: Sequence[Example],
+        settings: Mapping[str, Any],
+        max_slots: int = 1,
+        seeds: Sequence[int | None] | None = None,
+    ) -> list[Reply]:
+        answers: list[RunningAnswer] = []
+        for running in self._run(prompts, self._config(settings), max_slots, seeds):
+            answers = running
         return [
             Reply(
-                answer.text.strip(),
-                "stop" if answer.stopped else "length",
+                answer.text.text.strip(),
+                "stop" if answer.finish_reason == "stop" else "length",
                 Usage(
                     prompt_tokens=len(prompt.input_ids),
-                    completion_tokens=len(answer.token_ids),
+                    completion_tokens=len(answer.text.token_ids),
+                ),
+                tuple(
+                    TokenLogprob(event.token, event.logprob, event.top_logprobs)
+                    for event in answer.events
+                    if event.token is not None and event.logprob is not None
                 ),
             )
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
 
-    def _generate(
-        self, prompts: Sequence[Example], config: AnswerConfig, answers: Sequence["_Answer"]
-    ) -> Iterator[list[int | None]]:
-        """Run the engine, feeding each row's answer; yields after every step."""
-        tokenizer = self.processor.tokenizer
-        inputs = stack_examples(prompts, tokenizer.pad_id).to(self.device)
-        sampling = SamplingConfig(
-            temperature=config.temperature, top_p=config.top_p, seed=config.seed
-        )
-        try:
-            generation = Generation(
-                self.network,
-                inputs,
-                config.max_tokens,
-                sampling,
-                eos_ids=tokenizer.end_ids,
-                suppressed_ids=self._never_written(),
-            )
-        except ValueError as error:
-            raise UserError(f"{error}; shorten the prompt or lower max_tokens") from error
-        while not generation.done:
-            tokens = generation.step()
-            for row, (token, answer) in enumerate(zip(tokens, answers, strict=True)):
-                if token is not None and answer.add(token, tokenizer.end_ids):
-                    generation.finish(row)
-            yield tokens
-
-    def _never_written(self) -> list[int]:
-        """What a reply cannot contain of the output layer: special tokens, and rows of no token."""
-        tokenizer = self.processor.tokenizer
-        size = self.network.config.decoder.vocab_size
-        special = set(tokenizer.special_ids) - set(tokenizer.end_ids)
-        return [*(token for token in special if token < size), *range(tokenizer.vocab_size, size)]
+    def _run(
+        self,
+        prompts: Sequence[Example],
+        config: AnswerConfig,
+        max_slots: int,
+        seeds: Sequence[int | None] | None = None,
+    ) -> Iterator[list[RunningAnswer]]:
+        fields = config.model_dump(include=set(SamplingConfig.model_fields))
+        samplings = [
+            SamplingConfig.model_validate({**fields, "seed": seed})
+            for seed in seeds or [config.seed] * len(prompts)
+        ]
+        return self.answering.run(prompts, samplings, config.max_tokens, config.stop, max_slots)
 
     def _prompt(self, messages: Sequence[Mapping[str, Any]]) -> Example:
         plain, images = _split_images(messages)
@@ -204,53 +213,6 @@ class Model:
             first = error.errors()[0]
             name = ".".join(map(str, first["loc"]))
             raise UserError(f"setting {name} is {first['input']!r}: {first['msg']}") from None
-
-
-class _Answer:
-    """The text of one row as it grows, cut at the first stop string."""
-
-    def __init__(self, processor: Processor, config: AnswerConfig) -> None:
-        self.tokenizer = processor.tokenizer
-        self.stop = config.stop
-        self.token_ids: list[int] = []
-        self.text = ""
-        self.stopped = False
-        self._given = 0
-
-    def add(self, token: int, end_ids: Sequence[int]) -> bool:
-        """Add a token; return whether the answer has ended."""
-        self.token_ids.append(token)
-        if token in end_ids:
-            self.stopped = True
-            return True
-        self.text = self.tokenizer.decode(self.token_ids)
-        found = [self.text.find(stop) for stop in self.stop if stop in self.text]
-        if found:
-            self.text = self.text[: min(found)]
-            self.stopped = True
-        return self.stopped
-
-    def new_pieces(self, final: bool = False) -> Iterator[str]:
-        """Text that is certain by now and was not given before, without outer whitespace.
-
-        Held back: an unfinished character, what may grow into a stop string, and whitespace that
-        may turn out to be the last.
-        """
-        certain = self.text
-        if not (self.stopped or final):
-            certain = certain.rstrip("\N{REPLACEMENT CHARACTER}")
-            held = [
-                size
-                for stop in self.stop
-                for size in range(1, len(stop))
-                if certain.endswith(stop[:size])
-            ]
-            certain = certain[: len(certain) - max(held, default=0)]
-        start = max(self._given, len(self.text) - len(self.text.lstrip()))
-        end = len(certain.rstrip())
-        if end > start:
-            yield self.text[start:end]
-            self._given = end
 
 
 def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> Model:

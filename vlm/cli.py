@@ -32,6 +32,9 @@ COMMANDS = {
     "ask": Command("vlm.commands", "Ask a question about one or more pictures."),
     "caption": Command("vlm.commands", "Describe pictures."),
     "chat": Command("vlm.commands", "Talk with a model about pictures, in the terminal."),
+    "serve": Command(
+        "vlm.server.commands", "Serve a model over HTTP, in the form of OpenAI's API."
+    ),
     "eval": Command("eval.commands", "Measure a model on question shards."),
     "convert": Command(
         "training.commands", "Models from and to transformers; adapters and checkpoints to models."

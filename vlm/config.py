@@ -79,8 +79,8 @@ class VLMConfig(BaseModel):
     image_visibility: Literal["latest", "all_previous"] = "latest"
 
 
-def load_config(cls: type[Config], path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a configuration of type `cls` from a YAML file.
+def load_config(cls: type[Config], path: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration of type `cls` from a YAML file; without one, from overrides alone.
 
     A path that is named here or inside a configuration is looked for from the working folder,
     then from the including file's folder, then beside the installed packages.
@@ -91,9 +91,12 @@ def load_config(cls: type[Config], path: Path, overrides: Sequence[str] = ()) ->
         UserError: a missing or unreadable file, broken YAML, a repeated or unknown key, a value
             of the wrong type, or one that the configuration's own checks refuse.
     """
-    file = _find_path(str(path), [Path()])
-    origins: Origins = {(): str(file)}
-    data = _include(_read_path(file, cls), (cls,), (), file.parent, origins)
+    origins: Origins = {(): "the command line"}
+    data: Any = {}
+    if path is not None:
+        file = _find_path(str(path), [Path()])
+        origins[()] = str(file)
+        data = _include(_read_path(file, cls), (cls,), (), file.parent, origins)
     for override in overrides:
         _apply_override(data, override, cls, origins)
     text = json.dumps(data, default=str)

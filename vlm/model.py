@@ -54,6 +54,12 @@ class VisionLanguageModel(nn.Module):
         )
         return hidden
 
+    def image_tokens(self, images: ImageInputs) -> Tensor:
+        """Encode and project distinct images: (T, N, D)."""
+        features = self.encoder(images.pixels, images.num_tiles, images.aspect_ratio_ids)
+        projected: Tensor = self.projector(features)
+        return projected
+
     def image_context(self, inputs: ModelInputs, positions: Tensor) -> ImageContext:
         """Encode and project the images of a batch, and say which text tokens see them.
 
@@ -62,8 +68,7 @@ class VisionLanguageModel(nn.Module):
         """
         assert inputs.images is not None
         images = inputs.images
-        features = self.encoder(images.pixels, images.num_tiles, images.aspect_ratio_ids)
-        tokens, token_image_index = _rows_of_tokens(self.projector(features), images)
+        tokens, token_image_index = _rows_of_tokens(self.image_tokens(images), images)
         visible = visible_images(
             inputs.input_ids,
             positions,

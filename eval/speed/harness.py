@@ -50,18 +50,25 @@ class SpeedReport(BaseModel):
 def time_in_turn(
     ours: Callable[[], object], peer: Callable[[], object], device: torch.device, repeats: int
 ) -> tuple[float, float]:
-    """Return the median seconds of a call of each.
+    """Return the median seconds of a call of each, by `take_turns`."""
+    return take_turns(lambda: _seconds(ours, device), lambda: _seconds(peer, device), repeats)
 
-    Each is called once unmeasured. Then they take turns, and the side that starts alternates, so
+
+def take_turns(
+    ours: Callable[[], float], peer: Callable[[], float], repeats: int
+) -> tuple[float, float]:
+    """Return the median of the seconds that each side says it took.
+
+    Each is called once uncounted. Then they take turns, and the side that starts alternates, so
     that whatever else slows the machine down meets both alike.
     """
     sides = (ours, peer)
     seconds: tuple[list[float], list[float]] = ([], [])
     for side in sides:
-        _seconds(side, device)
+        side()
     for repeat in range(repeats):
         for index in (0, 1) if repeat % 2 == 0 else (1, 0):
-            seconds[index].append(_seconds(sides[index], device))
+            seconds[index].append(sides[index]())
     return statistics.median(seconds[0]), statistics.median(seconds[1])
 
 
@@ -147,14 +154,15 @@ def publish(report: SpeedReport, peer: str, path: Path | None) -> None:
 
 def _seconds(call: Callable[[], object], device: torch.device) -> float:
     """Time one call; a GPU's queue is empty before and after it."""
-    _finish(device)
+    finish_queue(device)
     start = time.perf_counter()
     call()
-    _finish(device)
+    finish_queue(device)
     return time.perf_counter() - start
 
 
-def _finish(device: torch.device) -> None:
+def finish_queue(device: torch.device) -> None:
+    """Wait until a GPU has done what it was told to."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

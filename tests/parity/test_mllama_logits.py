@@ -21,13 +21,12 @@ from transformers import MllamaForConditionalGeneration
 from data.collate import ChatBatch
 from encoders.tiling import TiledImage, supported_canvases
 from training.objectives import NextToken
-from vlm.engine.generate import Generation
-from vlm.engine.sampling import SamplingConfig
 from vlm.inputs import Example, ModelInputs, stack_examples
 from vlm.model import VisionLanguageModel
 from vlm.weights.mllama_names import our_name
 
 Make = Callable[..., MllamaForConditionalGeneration]
+Write = Callable[..., list[list[int]]]
 Copy = Callable[[MllamaForConditionalGeneration], VisionLanguageModel]
 Translate = Callable[[VisionLanguageModel, ModelInputs], dict[str, Tensor]]
 
@@ -207,36 +206,32 @@ def test_transformers_lets_words_see_a_later_image_and_we_do_not(
 
 
 def test_greedy_tokens_equal_transformers_generate(
-    make_mllama: Make, ours_of: Copy, mllama_inputs: Translate
+    make_mllama: Make, ours_of: Copy, mllama_inputs: Translate, greedy_tokens: Write
 ) -> None:
     theirs = make_mllama(1, text={"rope_parameters": LLAMA3})
     ours = ours_of(theirs)
     rows = ("i...", "i.......", "ii.....", "i..i....", "..i....", "......", "...i.i", "i.i.i")
     canvases = (*MIXED_CANVASES, (2, 2), (1, 3), (2, 1), (1, 1), (4, 1))
-    inputs, examples = batch_of(Case(rows, canvases), ours)
+    _, examples = batch_of(Case(rows, canvases), ours)
     close_leak(theirs)
-    generation = Generation(ours, inputs, 64, SamplingConfig(temperature=0.0), eos_ids=())
-    steps = []
-    while not generation.done:
-        steps.append(generation.step())
+    written = greedy_tokens(ours, examples, 64)
     # Ours run as one batch, theirs a row at a time: padding on the left is another computation.
-    for row, example in enumerate(examples):
+    for tokens, example in zip(written, examples, strict=True):
         prompt = mllama_inputs(ours, stack_examples([example], PAD_ID))
         words = theirs.generate(**prompt, max_new_tokens=64, do_sample=False)[0]
-        assert [step[row] for step in steps] == words[len(example.input_ids) :].tolist()
-    assert len(steps) == 64 and len({tuple(row) for row in zip(*steps, strict=True)}) == 8
+        assert len(tokens) == 64 and tokens == words[len(example.input_ids) :].tolist()
+    assert len(set(map(tuple, written))) == 8
 
 
 def test_greedy_tokens_beyond_the_trained_length_equal_transformers(
-    make_mllama: Make, ours_of: Copy, mllama_inputs: Translate
+    make_mllama: Make, ours_of: Copy, mllama_inputs: Translate, greedy_tokens: Write
 ) -> None:
     """Dynamic positions change with every token, and keys keep those that they were made with."""
     rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
     theirs = make_mllama(2, text={"rope_parameters": rope, "max_position_embeddings": 24})
     ours = ours_of(theirs)
-    inputs, _ = batch_of(Case(("i" + 14 * ".",), ((1, 2),)), ours)
-    generation = Generation(ours, inputs, 48, SamplingConfig(temperature=0.0), eos_ids=())
-    tokens = [generation.step()[0] for _ in range(48)]
+    inputs, examples = batch_of(Case(("i" + 14 * ".",), ((1, 2),)), ours)
+    (tokens,) = greedy_tokens(ours, examples, 48)
     words = theirs.generate(**mllama_inputs(ours, inputs), max_new_tokens=48, do_sample=False)
     assert tokens == words[0, 15:].tolist()
 

@@ -31,6 +31,8 @@ from vlm.inputs import Example
 ROLES = ("system", "user", "assistant")
 # Chats of one structure share a plan; beyond this many structures the plans are made anew.
 MAX_PLANS = 1024
+# Longer chats are rarely alike, and many of their plans would fill a server's memory.
+MAX_PLANNED_MESSAGES = 64
 
 
 class Message(Protocol):
@@ -161,6 +163,8 @@ class Processor:
         self, structure: Structure, add_generation_prompt: bool
     ) -> tuple["_Markup | _Words", ...]:
         key = structure, add_generation_prompt
+        if len(structure) > MAX_PLANNED_MESSAGES:
+            return self._make_plan(*key)
         plan = self._plans.get(key)
         if plan is None:
             if len(self._plans) >= MAX_PLANS:

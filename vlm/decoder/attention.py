@@ -7,10 +7,11 @@ Axes: `B` batch, `S` text length, `L` image tokens of a row, `H` heads, `d` head
 
 from typing import TYPE_CHECKING
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlm.decoder.cache import KeyValues, TextCache
+from vlm.decoder.cache import CacheRows, GroupedKeyValues, KeyValues
 from vlm.decoder.config import DecoderConfig
 from vlm.decoder.documents import attend_in_blocks
 from vlm.decoder.layers import RMSNorm
@@ -46,15 +47,15 @@ class SelfAttention(nn.Module):
         rotary: tuple[Tensor, Tensor],
         positions: Tensor,
         mask: "Tensor | BlockMask | None",
-        cache: TextCache | None,
+        cache: CacheRows | None,
     ) -> Tensor:
         """Return (B, S, D).
 
         Args:
             rotary: cosines and sines (B, S, 1, d) of `positions` (B, S).
-            mask: (B, 1, S, max_tokens) bool over the cache's positions; without a cache, who
+            mask: (B, 1, S, P) over the cache's positions, added to the scores; without a cache, who
                 may attend to whom in rows of several documents, (B, 1, S, S) bool or in blocks;
-                None where attention is causal over the rows given.
+                None where attention is causal over the rows given, or a single token sees all.
         """
         query = self.q_norm(self.q_proj(hidden).unflatten(-1, (self.num_heads, -1)))
         key = self.k_norm(self.k_proj(hidden).unflatten(-1, (self.num_kv_heads, -1)))
@@ -64,7 +65,8 @@ class SelfAttention(nn.Module):
             stored = KeyValues(key.transpose(1, 2), value.transpose(1, 2))
         else:
             stored = cache.write(self.layer, positions, key, value)
-        return self.o_proj(_attend(query, stored, mask, is_causal=mask is None))
+        is_causal = mask is None and query.shape[1] > 1
+        return self.o_proj(_attend(query, stored, mask, is_causal))
 
 
 class CrossAttention(nn.Module):
@@ -88,10 +90,17 @@ class CrossAttention(nn.Module):
         value = self.v_proj(image_tokens).unflatten(-1, (self.num_kv_heads, -1))
         return KeyValues(key.transpose(1, 2), value.transpose(1, 2))
 
-    def forward(self, hidden: Tensor, images: KeyValues, mask: Tensor) -> Tensor:
-        """Return (B, S, D); `mask` (B, 1, S, L) bool. Rows that see nothing attend to zeros."""
+    def forward(
+        self, hidden: Tensor, images: KeyValues | GroupedKeyValues, mask: Tensor | None
+    ) -> Tensor:
+        """Return (B, S, D); `mask` (B, 1, S, L) bool. Rows that see nothing attend to zeros.
+
+        Rows of groups come group by group, and each group has its own mask.
+        """
         query = self.q_norm(self.q_proj(hidden).unflatten(-1, (self.num_heads, -1)))
-        return self.o_proj(_attend(query, images, mask, is_causal=False))
+        if isinstance(images, KeyValues):
+            return self.o_proj(_attend(query, images, mask, is_causal=False))
+        return self.o_proj(_attend_in_groups(query, images))
 
 
 def _projected_sizes(config: DecoderConfig) -> tuple[int, int]:
@@ -107,6 +116,8 @@ def _attend(
     query: Tensor, stored: KeyValues, mask: "Tensor | BlockMask | None", is_causal: bool
 ) -> Tensor:
     """Return (B, S, H * d) from queries (B, S, H, d)."""
+    if query.shape[1] == 1 and not is_causal and isinstance(mask, Tensor | None):
+        return _attend_one(query, stored, mask)
     if mask is not None and not isinstance(mask, Tensor):
         attended = attend_in_blocks(query.transpose(1, 2), stored.keys, stored.values, mask)
         return attended.transpose(1, 2).flatten(2)
@@ -119,3 +130,34 @@ def _attend(
         enable_gqa=query.shape[2] != stored.keys.shape[1],
     )  # (B, H, S, d)
     return attended.transpose(1, 2).flatten(2)
+
+
+def _attend_one(query: Tensor, stored: KeyValues, mask: Tensor | None) -> Tensor:
+    """`_attend` of a single token a row.
+
+    The heads that share keys and values are taken for tokens that do, so that none is repeated.
+    """
+    num_rows, _, _, size = query.shape
+    shared = query.view(num_rows, stored.keys.shape[1], -1, size)  # (B, key heads, sharers, d)
+    attended = F.scaled_dot_product_attention(shared, stored.keys, stored.values, attn_mask=mask)
+    return attended.flatten(1).unsqueeze(1)
+
+
+def _attend_in_groups(query: Tensor, images: GroupedKeyValues) -> Tensor:
+    """Return (B, S, H * d) of queries (B, S, H, d) that come group by group."""
+    attended, first = [], 0
+    for group in images.images.groups:
+        rows = query[first : first + group.num_rows]
+        first += group.num_rows
+        stored = group.layers[images.layer]
+        if group.mask is None and query.shape[1] == 1:
+            # Several rows of one token see the same: as tokens of one row they share a product.
+            attended.append(_attend(rows.transpose(0, 1), stored, None, False).transpose(0, 1))
+            continue
+        expanded = KeyValues(
+            stored.keys.expand(group.num_rows, -1, -1, -1),
+            stored.values.expand(group.num_rows, -1, -1, -1),
+        )
+        mask = None if group.mask is None else group.mask.unsqueeze(1)
+        attended.append(_attend(rows, expanded, mask, is_causal=False))
+    return attended[0] if len(attended) == 1 else torch.cat(attended)

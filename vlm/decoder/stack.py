@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlm.decoder.attention import CrossAttention, SelfAttention
-from vlm.decoder.cache import KeyValues, TextCache
+from vlm.decoder.cache import CacheRows, GroupedKeyValues, KeptImages, KeyValues
 from vlm.decoder.config import DecoderConfig
 from vlm.decoder.layers import RMSNorm, SwiGLU
 from vlm.decoder.rope import rotary_table
@@ -54,7 +54,7 @@ class SelfAttentionBlock(nn.Module):
         rotary: tuple[Tensor, Tensor],
         positions: Tensor,
         mask: "Tensor | BlockMask | None",
-        cache: TextCache | None,
+        cache: CacheRows | None,
     ) -> Tensor:
         """Return (B, S, D); arguments as in `SelfAttention`."""
         normed = self.input_layernorm(hidden)
@@ -78,20 +78,37 @@ class CrossAttentionBlock(nn.Module):
         self.attn_gate = nn.Parameter(torch.zeros(1))
         self.mlp_gate = nn.Parameter(torch.zeros(1))
 
-    def forward(self, hidden: Tensor, images: Tensor | KeyValues, mask: Tensor) -> Tensor:
+    def forward(
+        self, hidden: Tensor, images: Tensor | KeyValues | GroupedKeyValues, mask: Tensor | None
+    ) -> Tensor:
         """Return (B, S, D).
 
         Args:
             images: image tokens (B, L, D), or the keys and values made of them.
-            mask: (B, S, L) bool.
+            mask: (B, S, L) bool; None with groups, which have their own.
         """
+        if isinstance(images, GroupedKeyValues):
+            seeing = self._read(images.rows(hidden), images, None, images.sees)
+            return images.replace(hidden, seeing)
+        assert mask is not None
         if isinstance(images, Tensor):
             images = self.cross_attn.project_images(images)
         sees = mask.any(dim=-1, keepdim=True)  # (B, S, 1)
-        branch = self.cross_attn(self.input_layernorm(hidden), images, mask.unsqueeze(1))
-        hidden = hidden + sees * self.attn_gate.tanh() * branch
+        return self._read(hidden, images, mask.unsqueeze(1), sees)
+
+    def _read(
+        self,
+        hidden: Tensor,
+        images: KeyValues | GroupedKeyValues,
+        mask: Tensor | None,
+        sees: Tensor | None,
+    ) -> Tensor:
+        """Both gated branches; `sees` (B, S, 1) bool, or None where every token sees an image."""
+        attn_gate, mlp_gate = self.attn_gate.tanh(), self.mlp_gate.tanh()
+        branch = self.cross_attn(self.input_layernorm(hidden), images, mask)
+        hidden = hidden + (attn_gate if sees is None else sees * attn_gate) * branch
         branch = self.mlp(self.post_attention_layernorm(hidden))
-        return hidden + sees * self.mlp_gate.tanh() * branch
+        return hidden + (mlp_gate if sees is None else sees * mlp_gate) * branch
 
 
 class Decoder(nn.Module):
@@ -134,8 +151,8 @@ class Decoder(nn.Module):
         self,
         input_ids: Tensor,
         positions: Tensor,
-        images: ImageContext | None,
-        cache: TextCache | None = None,
+        images: ImageContext | KeptImages | None,
+        cache: CacheRows | None = None,
         lengths: Tensor | None = None,
         mask: "Tensor | BlockMask | None" = None,
     ) -> Tensor:
@@ -156,8 +173,7 @@ class Decoder(nn.Module):
         rotary = rotary_table(self.config, positions, hidden.dtype, lengths)
         if cache is not None:
             assert mask is None
-            key_positions = torch.arange(cache.max_tokens, device=positions.device)
-            mask = (key_positions <= positions.unsqueeze(-1)).unsqueeze(1)  # (B, 1, S, P)
+            mask = cache.mask(positions, hidden.dtype)
         for index, layer in enumerate(self.layers):
             if isinstance(layer, SelfAttentionBlock):
                 hidden = layer(hidden, rotary, positions, mask, cache)

@@ -63,15 +63,15 @@ def test_cached_self_attention_equals_uncached_wherever_rows_stand(config: Decod
     rotary = rotary_table(config, positions, torch.float32)
     expected = attention(hidden, rotary, positions, None, None)
     cache = TextCache(config, BATCH, LENGTH + 3, hidden.device, hidden.dtype)
-    key_positions = torch.arange(cache.max_tokens)
     # The first row reads four tokens and then one, the second one and then four of its own.
     done = torch.tensor([0, 0])
     for size in (4, 1, 1):
         positions = done.unsqueeze(1) + torch.arange(size)
         chosen = hidden[torch.arange(BATCH).unsqueeze(1), positions]
-        mask = (key_positions <= positions.unsqueeze(-1)).unsqueeze(1)
+        rows = cache.rows(0, BATCH, int(positions.max()) + 1)
         rotary = rotary_table(config, positions, torch.float32)
-        output = attention(chosen, rotary, positions, mask, cache)
+        mask = rows.mask(positions, torch.float32)
+        output = attention(chosen, rotary, positions, mask, rows)
         for row in range(BATCH):
             reference = expected[row, positions[row]]
             torch.testing.assert_close(output[row], reference, **TOLERANCE)

@@ -1,19 +1,32 @@
-"""How the next token is chosen: greedy, temperature, nucleus, seeds."""
+"""How the next token is chosen: greedy, temperature, cuts, penalty, seeds."""
 
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor
+from transformers import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
-from vlm.engine.sampling import Sampler, SamplingConfig, keep_nucleus
+from vlm.engine.sampling import (
+    Sampler,
+    SamplingConfig,
+    keep_nucleus,
+    log_probabilities,
+    token_probabilities,
+)
 
 PROBABILITIES = torch.tensor([0.1, 0.4, 0.05, 0.25, 0.2])
 
 
-def draw(config: SamplingConfig, logits: Tensor, num_draws: int) -> Tensor:
-    """(B, num_draws) tokens drawn one after the other."""
-    sampler = Sampler(config, len(logits))
-    return torch.stack([sampler(logits) for _ in range(num_draws)], dim=1)
+def draw(config: SamplingConfig, logits: Tensor, num_draws: int) -> list[int]:
+    """Tokens drawn one after the other."""
+    sampler = Sampler(config, ())
+    return [sampler(logits) for _ in range(num_draws)]
 
 
 @pytest.mark.parametrize(
@@ -40,68 +53,106 @@ def test_the_nucleus_is_smallest_for_random_rows() -> None:
         assert (largest_left_out <= smallest).all()
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"temperature": 0.7},
+        {"temperature": 1.3, "top_k": 7},
+        {"temperature": 1.0, "top_p": 0.8},
+        {"temperature": 1.0, "min_p": 0.1},
+        {"temperature": 0.8, "top_k": 12, "top_p": 0.9, "min_p": 0.05},
+    ],
+)
+def test_what_is_drawn_from_equals_transformers(config: dict[str, float]) -> None:
+    torch.manual_seed(0)
+    for logits in 2 * torch.randn(20, 60):
+        theirs = TemperatureLogitsWarper(config["temperature"])(None, logits[None])
+        if "top_k" in config:
+            theirs = TopKLogitsWarper(int(config["top_k"]))(None, theirs)
+        if "top_p" in config:
+            theirs = TopPLogitsWarper(config["top_p"])(None, theirs)
+        if "min_p" in config:
+            theirs = MinPLogitsWarper(config["min_p"])(None, theirs)
+        ours = token_probabilities(logits, SamplingConfig.model_validate(config))
+        expected = theirs[0].softmax(dim=-1)
+        # Divided by their sum at another place: a few roundings of numbers up to 1.
+        torch.testing.assert_close(ours / ours.sum(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_the_repetition_penalty_equals_transformers() -> None:
+    torch.manual_seed(0)
+    sampler = Sampler(SamplingConfig(repetition_penalty=1.7), [3, 5, 5])
+    seen = [3, 5, 5]
+    for logits in torch.randn(40, 12):
+        theirs = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([seen]), logits[None].clone())
+        token = sampler(logits)
+        assert token == int(theirs.argmax())
+        seen.append(token)
+    assert len(set(seen)) > 6
+
+
+def test_prompt_tokens_behind_the_output_layer_are_not_penalised() -> None:
+    sampler = Sampler(SamplingConfig(repetition_penalty=2.0), [0, 7])
+    assert sampler(torch.tensor([1.5, 1.0])) == 1
+
+
 def test_temperature_zero_takes_the_most_likely_token() -> None:
-    logits = torch.tensor([[0.0, 2.0, 1.0], [5.0, 4.0, 4.9]])
-    tokens = draw(SamplingConfig(temperature=0, top_p=0.5), logits, 3)
-    assert tokens.tolist() == [[1, 1, 1], [0, 0, 0]]
+    config = SamplingConfig(temperature=0, top_p=0.5)
+    assert draw(config, torch.tensor([0.0, 2.0, 1.0]), 3) == [1, 1, 1]
+    assert Sampler(config, ()).takes_likeliest
+    for other in (SamplingConfig(temperature=1), SamplingConfig(repetition_penalty=1.1)):
+        assert not Sampler(other, ()).takes_likeliest
 
 
 def test_tokens_are_drawn_as_often_as_their_probability_says() -> None:
-    # A thousand rows would share one seed; draws of one row are independent of each other.
-    tokens = draw(SamplingConfig(temperature=1, seed=0), PROBABILITIES.log()[None], 4000)[0]
+    tokens = torch.tensor(draw(SamplingConfig(temperature=1, seed=0), PROBABILITIES.log(), 4000))
     shares = tokens.bincount(minlength=5) / 4000
     # Four standard deviations of a share near 0.4 over 4,000 draws.
     torch.testing.assert_close(shares, PROBABILITIES, rtol=0.0, atol=0.031)
 
 
 def test_temperature_sharpens_and_flattens() -> None:
-    logits = PROBABILITIES.log()[None]
+    logits = PROBABILITIES.log()
     shares = {
-        temperature: (draw(SamplingConfig(temperature=temperature, seed=1), logits, 1000) == 1)
-        .double()
-        .mean()
+        temperature: draw(SamplingConfig(temperature=temperature, seed=1), logits, 1000).count(1)
         for temperature in (0.25, 1.0, 4.0)
     }
-    assert shares[0.25] > shares[1.0] + 0.1 > shares[4.0] + 0.2
+    assert shares[0.25] > shares[1.0] + 100 > shares[4.0] + 200
 
 
-def test_outside_the_nucleus_nothing_is_drawn() -> None:
-    logits = PROBABILITIES.log()[None]
-    tokens = draw(SamplingConfig(temperature=2, top_p=0.4, seed=0), logits, 500)
-    assert set(tokens.flatten().tolist()) == {1, 3}
+@pytest.mark.parametrize("cut", [{"top_p": 0.4}, {"top_k": 2}, {"min_p": 0.75}])
+def test_outside_the_cut_nothing_is_drawn(cut: dict[str, float]) -> None:
+    config = SamplingConfig.model_validate({"temperature": 2, "seed": 0, **cut})
+    assert set(draw(config, PROBABILITIES.log(), 500)) == {1, 3}
 
 
 def test_a_seed_reproduces_and_another_differs() -> None:
-    logits = torch.zeros(1, 50)
+    logits = torch.zeros(50)
     first, again, other = (
         draw(SamplingConfig(temperature=1, seed=seed), logits, 20) for seed in (3, 3, 4)
     )
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
+    assert first == again != other
 
 
-def test_a_rows_draws_do_not_depend_on_its_batch_mates() -> None:
-    torch.manual_seed(0)
-    logits = torch.randn(3, 50)
-    config = SamplingConfig(temperature=1, top_p=0.9, seed=7)
-    together = draw(config, logits, 20)
-    for row in range(3):
-        assert torch.equal(draw(config, logits[row : row + 1], 20)[0], together[row])
-
-
-def test_without_a_seed_rows_and_runs_differ() -> None:
-    logits = torch.zeros(2, 50)
+def test_without_a_seed_answers_differ() -> None:
+    logits = torch.zeros(50)
     config = SamplingConfig(temperature=1)
-    first, second = draw(config, logits, 20), draw(config, logits, 20)
-    assert not torch.equal(first, second)
-    assert not torch.equal(first[0], first[1])
+    assert draw(config, logits, 20) != draw(config, logits, 20)
 
 
 @pytest.mark.parametrize("seed", [None, 3])
 def test_sampling_leaves_torchs_own_random_numbers_alone(seed: int | None) -> None:
     state = torch.get_rng_state()
-    draw(SamplingConfig(temperature=1, seed=seed), torch.zeros(2, 50), 3)
+    draw(SamplingConfig(temperature=1, seed=seed), torch.zeros(50), 3)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_log_probabilities_are_those_of_the_likeliest_and_of_the_token() -> None:
+    logits = torch.cat([PROBABILITIES.log(), torch.tensor([-torch.inf])])
+    logprob, top = log_probabilities(logits, 2, 20)
+    assert logprob == pytest.approx(float(PROBABILITIES[2].log()))
+    assert [token for token, _ in top] == [1, 3, 4, 0, 2]
+    assert log_probabilities(logits, 2, 0)[1] == ()
 
 
 @pytest.mark.parametrize(
@@ -111,6 +162,11 @@ def test_sampling_leaves_torchs_own_random_numbers_alone(seed: int | None) -> No
         ("temperature", float("inf")),
         ("top_p", 0),
         ("top_p", 1.1),
+        ("top_k", 0),
+        ("min_p", 1.5),
+        ("repetition_penalty", 0),
+        ("repetition_penalty", float("inf")),
+        ("top_logprobs", 21),
         ("seed", -1),
         ("seed", 2**64),
         ("greedy", True),
@@ -122,4 +178,4 @@ def test_impossible_settings_are_refused(field: str, value: float) -> None:
 
 
 def test_the_largest_seed_is_taken() -> None:
-    assert draw(SamplingConfig(temperature=1, seed=2**64 - 1), torch.zeros(1, 5), 1).shape == (1, 1)
+    assert len(draw(SamplingConfig(temperature=1, seed=2**64 - 1), torch.zeros(5), 1)) == 1

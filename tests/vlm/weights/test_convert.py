@@ -304,7 +304,7 @@ def test_a_folder_answers_as_transformers_does(
     theirs = MllamaForConditionalGeneration.from_pretrained(mllama_folder).eval()
     processor = MllamaProcessor.from_pretrained(mllama_folder)
     # Ours writes no special token but an end; they may write any.
-    never = ours._never_written()
+    never = ours.answering.never_written()
     tokenizer = ours.processor.tokenizer
     answers = set()
     for seed, size in enumerate([(28, 28), (56, 28), (28, 84), (56, 56)]):

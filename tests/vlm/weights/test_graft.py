@@ -1,6 +1,7 @@
 """Grafted LLMs: whatever the family, the decoder writes what its LLM writes."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,8 @@ from vlm.chat.tokenizer import EOT_TOKEN, IMAGE_TOKEN
 from vlm.config import PACKAGE_ROOT, VLMConfig, load_config
 from vlm.decoder.cache import TextCache
 from vlm.decoder.stack import Decoder, ImageContext
-from vlm.engine.generate import Generation
-from vlm.engine.sampling import SamplingConfig
 from vlm.errors import UserError
-from vlm.inputs import ModelInputs
+from vlm.inputs import Example
 from vlm.model import VisionLanguageModel, row_positions
 from vlm.weights.graft import graft_llm
 from vlm.weights.llm import num_layers_with_cross_attention, read_llm
@@ -204,23 +203,24 @@ def test_cached_decoding_equals_full(pair: tuple[PreTrainedModel, Decoder]) -> N
     expected = decoder(ids, positions, None)
     cache = TextCache(decoder.config, 2, 12, ids.device, torch.float32)
     pieces = [
-        decoder(ids[:, start:end], positions[:, start:end], None, cache)
+        decoder(ids[:, start:end], positions[:, start:end], None, cache.rows(0, 2, end))
         for start, end in ((0, 7), (7, 8), (8, 12))
     ]
     torch.testing.assert_close(torch.cat(pieces, dim=1), expected, rtol=0.0, atol=TOLERANCE)
 
 
 def test_greedy_generation_equals_the_llms(
-    pair: tuple[PreTrainedModel, Decoder], tiny_config: VLMConfig
+    pair: tuple[PreTrainedModel, Decoder],
+    tiny_config: VLMConfig,
+    greedy_tokens: Callable[..., list[list[int]]],
 ) -> None:
     llm, decoder = pair
     vision = VisionLanguageModel(tiny_config, NUM_IDS)
     vision.decoder = decoder
     ids = input_ids(8)
-    inputs = ModelInputs(ids, torch.tensor([8, 8]), None)
+    prompts = [Example(row, torch.zeros(8, dtype=torch.bool), ()) for row in ids]
     tokenless = list(range(NUM_IDS, decoder.config.vocab_size))
-    generation = Generation(vision, inputs, 24, SamplingConfig(), (), suppressed_ids=tokenless)
-    ours = torch.tensor([generation.step() for _ in range(24)]).T
+    ours = torch.tensor(greedy_tokens(vision, prompts, 24, suppressed_ids=tokenless))
     settings = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     theirs = llm.generate(ids, max_new_tokens=24, suppress_tokens=tokenless or None, **settings)
     assert torch.equal(ours, theirs[:, 8:])

@@ -1,0 +1,49 @@
+"""What the engine is asked, and what it says of it."""
+
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from vlm.engine.image_cache import image_key
+from vlm.engine.sampling import SamplingConfig
+from vlm.inputs import Example
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer to generate.
+
+    max_new_tokens: the answer ends there with the reason "length".
+    image_keys: for each image of the prompt, a name that only the same picture has; see
+        `vlm.engine.image_cache.image_key`.
+    """
+
+    prompt: Example
+    sampling: SamplingConfig
+    max_new_tokens: int
+    image_keys: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, prompt: Example, sampling: SamplingConfig, max_new_tokens: int) -> Self:
+        """A request with the keys of its images; hashing them takes milliseconds a picture."""
+        return cls(prompt, sampling, max_new_tokens, tuple(map(image_key, prompt.images)))
+
+
+@dataclass(frozen=True)
+class Event:
+    """What became of a request in a step: a token, its end, or both.
+
+    token: None where the request ended without one.
+    logprob: the token's log probability, before temperature and cuts, if it was asked for.
+    top_logprobs: the likeliest tokens and their log probabilities, the likeliest first.
+    finish_reason: set in a request's last event.
+    error: what went wrong, if the reason is "error".
+    """
+
+    request_id: int
+    token: int | None = None
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    finish_reason: FinishReason | None = None
+    error: str | None = None

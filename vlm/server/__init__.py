@@ -1,0 +1,1 @@
+"""The model over HTTP, in the form of OpenAI's API."""
