@@ -247,9 +247,10 @@ def bench_preprocess(
 ) -> None:
     """Measure pictures to tiles on one core, beside transformers' Mllama image processors.
 
-    The faster of its two is the peer. `exact` is what a model is asked with, `draft` what it is
-    trained on, `files` that with decoding the JPEG, on both sides. The figures are pictures a
-    second; a ratio above 1 means that we are ahead.
+    The faster of its two is the peer. `exact` is what a model is asked with; `same bits` is that
+    beside the one that gives the same bit for bit; `draft` is what a model is trained on, `files`
+    that with decoding the JPEG, on both sides. The figures are pictures a second; a ratio above 1
+    means that we are ahead.
     """
     from eval.speed.harness import (
         SpeedReport,

@@ -5,8 +5,9 @@ are told neither to rescale nor to normalise, so that the values that they give 
 left is the size that each picture is resized to, the tiles, and their own padding to
 `max_num_tiles` in float32, which their model needs and ours does not.
 
-Three settings: `exact`, the pictures of `vlm ask` and of evaluation; `draft`, those of training;
-`files`, those of training from the bytes of a JPEG, with its decoding, on both sides.
+Four settings: `exact`, the pictures of `vlm ask` and of evaluation; `same bits`, those beside the
+processor on Pillow, which gives them bit for bit; `draft`, the pictures of training; `files`, those
+from the bytes of a JPEG, with its decoding, on both sides.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,7 @@ BACKENDS: Mapping[str, Any] = {
     "torchvision": MllamaImageProcessor,
     "pillow": MllamaImageProcessorPil,
 }
+SAME_BITS = "pillow"
 
 
 @dataclass(frozen=True)
@@ -100,16 +102,22 @@ class Comparison:
         return f"{told} on average"
 
     def measure(self, repeats: int) -> dict[str, tuple[float, float]]:
-        """Seconds of ours and of the faster peer for the whole group, by setting."""
-        settings: dict[str, tuple[Callable[[Any], object], Sequence[Any], bool]] = {
-            "exact": (self.tiling.exact, self.pictures, False),
-            "draft": (self.tiling.draft, self.pictures, False),
-            "files": (self.tiling.file_draft, self.files, True),
+        """Seconds of ours and of the faster peer for the whole group, by setting.
+
+        `same bits` has one peer alone: the processor whose every pixel is that of `exact`.
+        """
+        settings: dict[str, tuple[Callable[[Any], object], Sequence[Any], bool, str | None]] = {
+            "same bits": (self.tiling.exact, self.pictures, False, SAME_BITS),
+            "exact": (self.tiling.exact, self.pictures, False, None),
+            "draft": (self.tiling.draft, self.pictures, False, None),
+            "files": (self.tiling.file_draft, self.files, True, None),
         }
         measured = {}
-        for setting, (ours, inputs, encoded) in settings.items():
+        for setting, (ours, inputs, encoded, only) in settings.items():
             sides = []
-            for processor in self.processors.values():
+            for name, processor in self.processors.items():
+                if only not in (None, name):
+                    continue
                 peer = partial(_process_file if encoded else _process, processor)
                 each = partial(_for_all, ours, inputs), partial(_for_all, peer, inputs)
                 sides.append(time_in_turn(*each, torch.device("cpu"), repeats))

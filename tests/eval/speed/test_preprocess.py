@@ -11,7 +11,7 @@ from eval.speed.preprocess import Comparison, Tiling, made_groups
 from vlm import cli
 
 TINY = ("bench", "preprocess", "--tile-size", "28", "--repeats", "1")
-SETTINGS = ("exact", "draft", "files")
+SETTINGS = ("same bits", "exact", "draft", "files")
 
 
 def test_the_command_measures_every_size_and_all_together(
