@@ -57,12 +57,18 @@ class VisionLanguageModel(nn.Module):
     def image_context(self, inputs: ModelInputs, positions: Tensor) -> ImageContext:
         """Encode and project the images of a batch, and say which text tokens see them.
 
+        Images that come encoded are only projected.
+
         Args:
             positions: (B, S) int64 of the text tokens.
         """
         assert inputs.images is not None
         images = inputs.images
-        features = self.encoder(images.pixels, images.num_tiles, images.aspect_ratio_ids)
+        features = images.features
+        if features is None:
+            features = self.encoder(images.pixels, images.num_tiles, images.aspect_ratio_ids)
+        else:  # which may be kept in fewer bits
+            features = features.to(next(self.projector.parameters()).dtype)
         tokens, token_image_index = _rows_of_tokens(self.projector(features), images)
         visible = visible_images(
             inputs.input_ids,

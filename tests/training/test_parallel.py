@@ -20,6 +20,7 @@ import vlm
 from training.checkpoints import newest_whole, step_of
 from training.config import ParallelConfig, TrainConfig
 from training.conversion import convert_checkpoint
+from training.features import FeatureSettings, write_features
 from training.metrics import METRICS_FILE, read_metrics
 from training.parallel import choose_strategy
 from training.sharded import StoredParts
@@ -30,6 +31,7 @@ from vlm.weights.folder import read_component, read_folder_config, read_provenan
 MakeConfig = Callable[..., TrainConfig]
 PROGRAM = Path(__file__).parent / "parallel_program.py"
 ROOT = PROGRAM.parents[2]
+CPU = torch.device("cpu")
 HALF = "checkpoints/step-00000010"
 
 
@@ -110,7 +112,9 @@ def runs(make: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def more_runs(make: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def more_runs(
+    make: MakeConfig, shards: Path, parents: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """More of them, for slow tests."""
     folder = tmp_path_factory.mktemp("more")
     fsdp = {"strategy": "fsdp"}
@@ -136,6 +140,19 @@ def more_runs(make: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Pat
             "ranks": 2,
         },
     }
+    features = {f"{split}": folder / "features" / split for split in ("train", "validation")}
+    for split, out in features.items():
+        settings = FeatureSettings("float32")
+        write_features(parents / "encoder", str(shards / split), out, settings, CPU)
+    data = {
+        "train": [str(features["train"]), str(shards / "text")],
+        "validation": [str(features["validation"])],
+        "batch_samples": 2,
+    }
+    for name, strategy in (("features_ddp", "ddp"), ("features_fsdp", "fsdp")):
+        parallel = {"strategy": strategy}
+        config = make("align", steps=5, data=data, parallel=parallel)
+        cases[name] = {"config": config, "ranks": 2}
     run_cases(folder, cases)
     return folder
 
@@ -180,6 +197,8 @@ def test_ranks_learn_what_one_process_does_in_20_steps_of_text_and_pictures(
     [
         ("align_ddp", "align_one"),
         ("align_fsdp", "align_one"),
+        ("features_ddp", "align_one"),
+        ("features_fsdp", "align_one"),
         ("text_fsdp", "text_one"),
         ("muon_fsdp", "muon_one"),
         ("encoder_fsdp", "encoder_ddp"),
