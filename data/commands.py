@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 EXAMPLE_REJECTS = 3
 
 app = typer.Typer(no_args_is_help=True)
-shards = typer.Typer(no_args_is_help=True, help="Pack, check, show and measure training data.")
+shards = typer.Typer(
+    no_args_is_help=True, help="Pack, check, show, measure and encode training data."
+)
 app.add_typer(shards, name="shards")
 
 Folder = Annotated[Path, typer.Argument(metavar="OUT", help="A folder that `pack` wrote.")]
@@ -103,7 +105,7 @@ def pack_source(
         typer.echo(interruption, err=True)
         raise
     for folder, manifest in manifests.items():
-        _print_summary(folder, manifest)
+        print_summary(folder, manifest)
 
 
 @shards.command("check")
@@ -218,7 +220,8 @@ def _write(target: Path, content: str) -> None:
         raise UserError(f"{target} cannot be written: {error.strerror}") from error
 
 
-def _print_summary(folder: Path, manifest: "Manifest") -> None:
+def print_summary(folder: Path, manifest: "Manifest") -> None:
+    """Print what a folder of shards holds, and what was left out."""
     from data.rejects import REJECTS_NAME, read_rejects, reject_summary
 
     typer.echo(f"{folder}: {_contents(manifest)}")

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from data.config import DataConfig
+from data.features import read_features
 from data.schema import ImagePart, Message, RawSample, Sample, TextPart
 from encoders.tiling import TiledImage
 from vlm.chat.processor import Processor
 from vlm.errors import UserError
-from vlm.inputs import Example
+from vlm.inputs import EncodedImage, Example
 
 Supervision = Literal["assistant", "all"]
 
@@ -34,7 +35,7 @@ class ChatRows:
     def num_tiles(self) -> int:
         """Tiles of its pictures, each picture counted once."""
         images = {id(image): image for example in self.examples for image in example.images}
-        return sum(len(image.tiles) for image in images.values())
+        return sum(image.num_tiles for image in images.values())
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class PairRow:
     @property
     def num_tiles(self) -> int:
         """Tiles of the picture."""
-        return len(self.image.tiles)
+        return self.image.num_tiles
 
 
 class ChatEncoder:
@@ -77,12 +78,15 @@ class ChatEncoder:
         Raises:
             UserError: a picture cannot be read, or a row exceeds `max_tokens`.
         """
+        images: list[TiledImage | EncodedImage] = []
+        messages = raw.sample.messages
         if self.supervision == "all":
-            images, messages = [], without_images(raw.sample.messages)
+            messages = without_images(messages)
+        elif raw.has_features:
+            images += [read_features(content, self.processor) for content in raw.images]
         else:
             draft = self.config.draft
-            images = [self.processor.tile_file(content, draft) for content in raw.images]
-            messages = raw.sample.messages
+            images += [self.processor.tile_file(content, draft) for content in raw.images]
         chats = [messages]
         if self.config.split_turns:
             chats = single_turns(messages)
@@ -91,7 +95,9 @@ class ChatEncoder:
                 chats = rng.sample(chats, most)
         return ChatRows(raw.key, tuple(self._row(chat, images) for chat in chats))
 
-    def _row(self, messages: Sequence[Message], images: Sequence[TiledImage]) -> Example:
+    def _row(
+        self, messages: Sequence[Message], images: Sequence[TiledImage | EncodedImage]
+    ) -> Example:
         example = self.processor.encode(messages, images)
         if len(example.input_ids) > self.config.max_tokens:
             raise UserError(

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 from rich.progress import track
 
+from data.features import FeatureRecord
 from data.index import ShardIndex, index_name
 from data.pictures import Pictures
 from data.prepare import Item, Prepared, prepare_samples
@@ -43,7 +44,10 @@ class ShardEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What a folder of shards holds; equal data have equal manifests."""
+    """What a folder of shards holds; equal data have equal manifests.
+
+    features: what made them, where the shards hold an encoder's features in place of pictures.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -53,11 +57,12 @@ class Manifest(BaseModel):
     num_images: int
     num_turns: int
     num_rejects: int
+    features: FeatureRecord | None = None
 
     @property
     def sha256(self) -> str:
         """A fingerprint of the data, in hexadecimal: of every byte of the shards."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        return hashlib.sha256(self.model_dump_json(exclude_none=True).encode()).hexdigest()
 
     @staticmethod
     def read(folder: Path | str, patience: Patience = PATIENT) -> "Manifest":
@@ -111,12 +116,14 @@ class Part:
     items: samples, or entries whose pictures are in `pictures`, in the order they are written.
     total: how many items come, for a progress bar on stderr; None shows no bar.
     fingerprint: differs if the items do; needed to continue an unfinished pack.
+    features: see `Manifest`; the items are `Prepared` then.
     """
 
     items: Iterable[Item]
     pictures: Pictures | None = None
     total: int | None = None
     fingerprint: str = ""
+    features: FeatureRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -221,9 +228,11 @@ class _PartWriter:
             num_images=sum(state.num_images for state in self.states),
             num_turns=sum(state.num_turns for state in self.states),
             num_rejects=len(rejects),
+            features=part.features,
         )
         write_rejects(self.folder, rejects)
-        (self.folder / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1) + "\n", "utf-8")
+        text = manifest.model_dump_json(indent=1, exclude_none=True)
+        (self.folder / MANIFEST_NAME).write_text(text + "\n", "utf-8")
         return manifest
 
     @property

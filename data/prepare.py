@@ -24,8 +24,6 @@ from data.schema import RawSample, Reject
 from vlm.errors import UserError
 from vlm.images import ImageError, image_extension, read_image
 
-Item = Entry | RawSample | Reject
-
 CHUNK_SAMPLES = 16  # what a worker gets at a time
 CHUNKS_AHEAD = 3  # for each worker, so that none waits and the memory stays bounded
 MAX_KNOWN = 4096  # pictures whose fate is remembered
@@ -57,6 +55,9 @@ class Prepared:
     content_hash: str
 
 
+Item = Entry | RawSample | Prepared | Reject
+
+
 def prepare_samples(
     items: Iterable[Item],
     pictures: Pictures | None,
@@ -64,6 +65,8 @@ def prepare_samples(
     num_workers: int = 0,
 ) -> Iterator[Prepared | Reject]:
     """Yield each item as a sample that can be written, or why it cannot, in their order.
+
+    What is prepared already stays as it is.
 
     Args:
         pictures: where those of the `Entry`s are.
@@ -115,7 +118,7 @@ class _Preparer:
             assert self.pictures is not None
             names = item.pictures
             item = item.read(self.pictures)
-        if isinstance(item, Reject):
+        if isinstance(item, Reject | Prepared):
             return item
         if not _KEY.fullmatch(item.key):
             return Reject(item.key, f"bad key: {item.key!r} has characters that sample_key encodes")

@@ -147,11 +147,13 @@ class RawSample:
     """A sample with its encoded pictures, in the order of its image parts.
 
     key: unique in a data set; `sample_key` makes one from any text.
+    has_features: whether `images` are what an encoder made of the pictures (`data.features`).
     """
 
     key: str
     sample: Sample
     images: list[bytes]
+    has_features: bool = False
 
 
 @dataclass(frozen=True)

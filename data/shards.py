@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data.features import EXTENSION, FeatureRecord
 from data.index import ShardIndex, index_name
 from data.members import Member, TarFault, cut_short, read_members
 from data.pack import Manifest
@@ -49,6 +50,8 @@ class ShardSet:
     fingerprint: of the data: the manifest's, or else of the shards' names and indexes.
     names: of the shards, files at `location`.
     hashes: SHA-256 of each shard, as the manifest says; empty without one.
+    features: what made the features that the shards hold in place of pictures; None if pictures.
+    num_images: of all samples, as the manifest says; None without one.
     """
 
     location: str
@@ -57,14 +60,21 @@ class ShardSet:
     names: tuple[str, ...]
     hashes: tuple[str, ...] = ()
     patience: Patience = PATIENT
+    features: FeatureRecord | None = None
+    num_images: int | None = None
     _indexes: dict[int, ShardIndex] = field(default_factory=dict, compare=False, repr=False)
 
     @staticmethod
-    def open(location: str | Path, patience: Patience = PATIENT) -> "ShardSet":
+    def open(
+        location: str | Path, patience: Patience = PATIENT, features: bool = False
+    ) -> "ShardSet":
         """Find the shards of a source; with a manifest nothing else is read.
 
+        Args:
+            features: take features in place of pictures as well.
         Raises:
-            UserError: there is neither a manifest nor a tar, or it is no manifest.
+            UserError: there is neither a manifest nor a tar, it is no manifest, or it says that
+                the shards hold features.
             StorageError: the storage does not answer.
         """
         location = str(location)
@@ -75,6 +85,12 @@ class ShardSet:
             if found is None:
                 raise
             return found
+        if manifest.features is not None and not features:
+            raise UserError(
+                f"{location} holds what an encoder made of pictures, not the pictures: only "
+                "`vlm train align`, which leaves that encoder as it is, reads it; "
+                "name the folder that `vlm shards features` read"
+            )
         return ShardSet(
             location=location,
             num_samples=tuple(entry.num_samples for entry in manifest.shards),
@@ -82,6 +98,8 @@ class ShardSet:
             names=tuple(entry.name for entry in manifest.shards),
             hashes=tuple(entry.sha256 for entry in manifest.shards),
             patience=patience,
+            features=manifest.features,
+            num_images=manifest.num_images,
         )
 
     @property
@@ -96,8 +114,8 @@ class ShardSet:
     def read(self, places: Sequence[tuple[int, int]]) -> list[RawSample | Reject]:
         """Read the samples at the given (shard, place in the shard).
 
-        Only JSON and pictures are accepted, and pictures stay encoded: nothing in a shard is
-        executed or unpickled.
+        Only JSON and pictures are accepted, or JSON and features where the manifest says so; they
+        stay as they are in the file, and nothing in a shard is executed or unpickled.
 
         Returns:
             in the order of `places` the samples; where one cannot be had, why: its key, or
@@ -207,7 +225,8 @@ class ShardSet:
                 if piece.end - base > len(content):
                     raise cut_short(base + len(content))
                 members = list(read_members(file, piece.start - base, piece.end - base, base))
-                yield piece.number, _raw_sample(piece.key, members, content)
+                has_features = self.features is not None
+                yield piece.number, _raw_sample(piece.key, members, content, has_features)
             except TarFault as fault:
                 yield piece.number, Reject(piece.key, f"bad shard: {path} {fault}", name)
             except UserError as error:
@@ -267,18 +286,22 @@ def _runs(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
         yield run
 
 
-def _raw_sample(key: str, members: Sequence[Member], content: bytes) -> RawSample:
+def _raw_sample(
+    key: str, members: Sequence[Member], content: bytes, has_features: bool
+) -> RawSample:
     """Put a sample together.
 
     Raises:
-        UserError: its members are not a chat and the pictures that it shows.
+        UserError: its members are not a chat and the pictures that it shows, or their features.
     """
+    extensions = frozenset({EXTENSION}) if has_features else PICTURE_EXTENSIONS
+    expected = f"KEY.0.{EXTENSION}, ..." if has_features else "KEY.0.jpg, KEY.1.png, ..."
     files: dict[str, bytes] = {}
     for member in members:
         if member.key != key:
             raise UserError(f"holds {member.name!r}: the index names another sample")
-        if member.suffix != "json" and not _is_picture(member.suffix):
-            raise UserError(f"holds {member.name!r}: only KEY.json and KEY.0.jpg, KEY.1.png, ...")
+        if member.suffix != "json" and not _is_numbered(member.suffix, extensions):
+            raise UserError(f"holds {member.name!r}: only KEY.json and {expected}")
         if member.suffix in files:
             raise UserError(f"holds {member.name!r} twice")
         files[member.suffix] = content[member.content : member.content + member.num_bytes]
@@ -293,9 +316,10 @@ def _raw_sample(key: str, members: Sequence[Member], content: bytes) -> RawSampl
         raise UserError(
             f"{key} has pictures {sorted(files)} for {sample.num_images} places in its chat"
         )
-    return RawSample(key, sample, [files[numbered[place]] for place in range(sample.num_images)])
+    images = [files[numbered[place]] for place in range(sample.num_images)]
+    return RawSample(key, sample, images, has_features)
 
 
-def _is_picture(suffix: str) -> bool:
+def _is_numbered(suffix: str, extensions: frozenset[str]) -> bool:
     index, _, extension = suffix.partition(".")
-    return index.isdecimal() and extension in PICTURE_EXTENSIONS
+    return index.isdecimal() and extension in extensions

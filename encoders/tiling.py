@@ -36,6 +36,11 @@ class TiledImage:
     aspect_ratio_id: int
     canvas: tuple[int, int]
 
+    @property
+    def num_tiles(self) -> int:
+        """T."""
+        return len(self.tiles)
+
 
 @lru_cache(maxsize=64)
 def supported_canvases(max_num_tiles: int) -> tuple[tuple[int, int], ...]:

@@ -1,10 +1,11 @@
-"""`vlm train`, `vlm quickstart`, and what `vlm bench` and `vlm convert` do with training."""
+"""`vlm train`, `vlm quickstart`; what `vlm bench`, `convert` and `shards` do with training."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from data.commands import print_summary, shards
 from eval.commands import Device, Repeats, ReportFile
 from eval.commands import bench as comparisons
 from vlm.errors import UserError
@@ -20,6 +21,7 @@ bench = typer.Typer(
 bench.add_typer(comparisons)
 app.add_typer(bench, name="bench")
 app.add_typer(convert, name="convert")
+app.add_typer(shards, name="shards")
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="The stage's YAML file.")]
 Overrides = Annotated[
@@ -101,6 +103,40 @@ def quickstart(
     from training.quickstart import run_quickstart
 
     run_quickstart(out, seed, minutes)
+
+
+@shards.command("features")
+def encode_shards(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A model folder: its encoder is run.")
+    ],
+    source: Annotated[
+        str, typer.Argument(metavar="SHARDS", help="A folder of shards, or its URL.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder of shards to make.")],
+    dtype: Annotated[
+        Literal["bfloat16", "float32"], typer.Option(help="What features are kept in.")
+    ] = "bfloat16",
+    exact: Annotated[
+        bool,
+        typer.Option("--exact", help="Of exact pixels, for runs with data.draft=false."),
+    ] = False,
+    batch_tiles: Annotated[
+        int, typer.Option(min=1, help="Tiles that the encoder gets at once.")
+    ] = 32,
+    samples_per_shard: Annotated[int, typer.Option(min=1, help="Samples of a shard.")] = 100,
+    device: Device = "auto",
+) -> None:
+    """Run a frozen encoder once over all pictures: `vlm train align` reads OUT without running it.
+
+    OUT holds the samples with the encoder's features in place of their pictures.
+    """
+    from training.features import FeatureSettings, write_features
+    from vlm.api import find_device
+
+    settings = FeatureSettings(dtype, not exact, batch_tiles, samples_per_shard)
+    manifest = write_features(model, source, out, settings, find_device(device))
+    print_summary(out, manifest)
 
 
 @bench.command("train")

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from encoders.config import VisionConfig
 from vlm.errors import UserError
 from vlm.inputs import ImageInputs, ModelInputs
 
@@ -159,8 +160,10 @@ def share_of_step(total: Tensor, weight: float) -> Tensor:
     return total * num_ranks() / weight
 
 
-def with_unseen_image(inputs: ModelInputs, tile_size_px: int) -> ModelInputs:
-    """Return a batch that runs every part of the model.
+def with_unseen_image(
+    inputs: ModelInputs, vision: VisionConfig, has_features: bool = False
+) -> ModelInputs:
+    """Return a batch that runs every part of the model that other ranks' batches run.
 
     One without pictures gets an empty one that no token sees, for it stands behind no `<|image|>`:
     hidden states stay what they are to the bit, and the parts that read it get gradients of zero.
@@ -168,16 +171,26 @@ def with_unseen_image(inputs: ModelInputs, tile_size_px: int) -> ModelInputs:
     if inputs.images is not None:
         return inputs
     device = inputs.input_ids.device
-    images = empty_image(len(inputs.lengths), tile_size_px, device)
+    images = empty_image(len(inputs.lengths), vision, device, has_features)
     return replace(inputs, images=images)
 
 
-def empty_image(num_rows: int, tile_size_px: int, device: torch.device) -> ImageInputs:
-    """Return one black image of one tile, shown by the first of `num_rows` rows."""
+def empty_image(
+    num_rows: int, vision: VisionConfig, device: torch.device, has_features: bool = False
+) -> ImageInputs:
+    """Return one black image of one tile, shown by the first of `num_rows` rows.
+
+    Args:
+        has_features: give features in place of its pixels, all zero.
+    """
     num_images = torch.zeros(num_rows, dtype=torch.int64, device=device)
     num_images[0] = 1
     one = torch.ones(1, dtype=torch.int64, device=device)
-    pixels = torch.zeros(1, 3, tile_size_px, tile_size_px, dtype=torch.uint8, device=device)
+    if has_features:
+        features = torch.zeros(1, vision.num_tokens, vision.output_size, device=device)
+        return ImageInputs(None, one, one, num_images, one - 1, features)
+    size = vision.tile_size_px
+    pixels = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device)
     return ImageInputs(pixels, one, one, num_images, one - 1)
 
 

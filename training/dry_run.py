@@ -138,7 +138,7 @@ def _marked(setup: Setup, ids: list[int], supervised: list[bool]) -> str:
 def _count_images(images: ImageInputs | None) -> str:
     if images is None:
         return "no pictures"
-    return f"{len(images.num_tiles)} pictures in {len(images.pixels)} tiles"
+    return f"{len(images.num_tiles)} pictures in {int(images.num_tiles.sum())} tiles"
 
 
 def _megabytes(num_bytes: int) -> str:

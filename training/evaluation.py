@@ -44,9 +44,14 @@ class Validation:
         locations: Sequence[str],
         make: Callable[[list[ShardSet]], Loader[Any, Any]],
         max_batches: int | None,
+        features: bool = False,
     ) -> "Validation":
-        """Open folders of shards; `make` puts a loader on some of them."""
-        sets = [ShardSet.open(location) for location in locations]
+        """Open folders of shards; `make` puts a loader on some of them.
+
+        Args:
+            features: they may hold features in place of pictures.
+        """
+        sets = [ShardSet.open(location, features=features) for location in locations]
         names = source_names(locations) if len(sets) > 1 else []
         sources = {name: make([source]) for name, source in zip(names, sets, strict=False)}
         return Validation(make(sets), sources, max_batches)

@@ -253,6 +253,8 @@ class StepFlops:
 def _picture_counts(images: ImageInputs, vision: VisionConfig) -> dict[str, float]:
     tiles = images.num_tiles.tolist()
     per_tile = vision.num_tokens
+    if images.features is not None:  # the encoder does not run
+        return {"features": sum(tiles) * per_tile}
     counts: dict[str, float] = {
         "patches": sum(tiles) * vision.num_patches,
         "features": sum(tiles) * per_tile,

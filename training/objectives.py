@@ -86,11 +86,15 @@ class NextToken:
     Args:
         pictures: whether chats may show pictures. On several ranks every batch then runs every
             part of the model.
+        has_features: whether they come encoded; the encoder is then no part that runs.
     """
 
-    def __init__(self, model: VisionLanguageModel, pictures: bool = True) -> None:
+    def __init__(
+        self, model: VisionLanguageModel, pictures: bool = True, has_features: bool = False
+    ) -> None:
         self.model = model
         self.pictures = pictures
+        self.has_features = has_features
         self.forward: nn.Module = model
 
     def weight(self, batch: ChatBatch) -> int:
@@ -140,7 +144,7 @@ class NextToken:
         # Nothing is predicted from the last token.
         inputs = replace(batch.inputs, input_ids=input_ids[:, :-1])
         if self.pictures and num_ranks() > 1:
-            inputs = with_unseen_image(inputs, self.model.config.vision.tile_size_px)
+            inputs = with_unseen_image(inputs, self.model.config.vision, self.has_features)
         hidden = self.forward(inputs)
         return hidden[mask], input_ids[:, 1:][mask], mask
 
@@ -249,7 +253,7 @@ class Contrastive:
 
     def idle(self) -> PairBatch:
         """A pair of an empty picture and an empty text, which counts as none."""
-        image = empty_image(1, self.model.encoder.config.tile_size_px, torch.device("cpu"))
+        image = empty_image(1, self.model.encoder.config, torch.device("cpu"))
         text_ids = torch.tensor([[self.model.text_tower.eos_id]])
         return PairBatch((), image, text_ids, num_tokens=0)
 

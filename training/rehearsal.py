@@ -157,10 +157,10 @@ class Rehearsal:
         return StepMemory(weights, gradients, states, activations, live.peak, gathered)
 
     def place(self, batch: Any, device: torch.device) -> Any:
-        """Return a batch on a device: pixels without numbers; ids, masks and counts with them."""
+        """Return a batch on a device: pixels and features without numbers; ids, masks with them."""
 
         def on_device(tensor: Tensor) -> Tensor:
-            if tensor.dtype != torch.uint8:
+            if tensor.dtype != torch.uint8 and not tensor.is_floating_point():
                 return tensor.to(device)
             with self.fake:
                 return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)

@@ -31,6 +31,7 @@ from training.distributed import (
     streams_of_step,
 )
 from training.evaluation import Questions, Validation
+from training.features import check_features
 from training.flops import StepFlops
 from training.lock import locked
 from training.lora import Making, adapter_tensors, add_adapters, set_dtypes
@@ -189,7 +190,8 @@ def build_setup(config: TrainConfig, making: Making | None = None) -> Setup:
     """
     stage = stage_of(config)
     check_parents(config, stage)
-    sources = [ShardSet.open(source.path) for source in config.data.sources]
+    features = check_features(config)
+    sources = [ShardSet.open(source.path, features=features) for source in config.data.sources]
     folder = tokenizer_folder(config)
     if folder is None:
         texts = _texts(sources)
@@ -197,7 +199,9 @@ def build_setup(config: TrainConfig, making: Making | None = None) -> Setup:
     else:
         processor = Processor.from_folder(folder, config.model.vision)
     processor.tokenizer.check_fits(_vocabulary(config))
-    build = _contrastive_objects if config.stage == "encoder" else _language_objects
+    build = _contrastive_objects
+    if config.stage != "encoder":
+        build = partial(_language_objects, has_features=features)
     with _place_of_birth(config, making):
         modules, objective = build(config, processor)
         if config.lora is not None:
@@ -230,7 +234,7 @@ def build_setup(config: TrainConfig, making: Making | None = None) -> Setup:
     if data.validation:
         streams = num_ranks()
         own = partial(make, shuffle=False, num_streams=streams, rank=rank(), num_ranks=streams)
-        validation = Validation.open(data.validation, own, config.validation_batches)
+        validation = Validation.open(data.validation, own, config.validation_batches, features)
     questions = None
     if config.evaluate is not None:
         assert isinstance(objective, NextToken)
@@ -337,7 +341,7 @@ def _contrastive_objects(
 
 
 def _language_objects(
-    config: TrainConfig, processor: Processor
+    config: TrainConfig, processor: Processor, has_features: bool = False
 ) -> tuple[dict[str, nn.Module], Objective[Any]]:
     model = VisionLanguageModel(config.model, processor.tokenizer.image_id)
     kept = STAGES[config.stage].components
@@ -345,7 +349,7 @@ def _language_objects(
     for name, _ in list(model.named_children()):
         if name not in kept:  # a stage without pictures would share and move them for nothing
             delattr(model, name)
-    return modules, NextToken(model, pictures=config.stage != "text")
+    return modules, NextToken(model, config.stage != "text", has_features)
 
 
 def _vocabulary(config: TrainConfig) -> int:

@@ -234,7 +234,7 @@ def peer_inputs(model: VisionLanguageModel, rows: Sequence[Example]) -> dict[str
     inputs = stack_examples(rows, PAD_ID)
     ids, images = inputs.input_ids, inputs.images
     supervised = nn.utils.rnn.pad_sequence([row.loss_mask for row in rows], batch_first=True)
-    assert images is not None
+    assert images is not None and images.pixels is not None
     places = torch.arange(ids.shape[1])
     tile_mask = torch.arange(MAX_NUM_TILES) < images.num_tiles.unsqueeze(1)  # (B, 4)
     parameter = next(model.parameters())

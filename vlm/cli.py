@@ -27,7 +27,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "quickstart": Command("training.commands", "The whole story on a CPU, with an HTML report."),
-    "shards": Command("data.commands", "Pack, check, show and measure training data."),
+    "shards": Command("training.commands", "Pack, check, show, measure and encode training data."),
     "train": Command("training.commands", "Train a stage: text, encoder, align or finetune."),
     "ask": Command("vlm.commands", "Ask a question about one or more pictures."),
     "caption": Command("vlm.commands", "Describe pictures."),

@@ -1,6 +1,7 @@
 """What the model reads: one encoded row, and rows stacked into a batch.
 
-Axes: `B` batch, `S` text length, `T` tiles of all images of the batch, one after the other.
+Axes: `B` batch, `S` text length, `T` tiles of all images of the batch, one after the other,
+`N` tokens of a tile, `D` width of the encoder's features.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,23 @@ import torch
 from torch import Tensor
 
 from encoders.tiling import TiledImage
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """What an encoder made of a picture, in place of its tiles.
+
+    features: (tiles of the picture, N, D) floating.
+    aspect_ratio_id: as in `TiledImage`.
+    """
+
+    features: Tensor
+    aspect_ratio_id: int
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles of the picture."""
+        return len(self.features)
 
 
 @dataclass(frozen=True)
@@ -25,7 +43,7 @@ class Example:
 
     input_ids: Tensor
     loss_mask: Tensor
-    images: tuple[TiledImage, ...]
+    images: tuple[TiledImage | EncodedImage, ...]
 
 
 @dataclass(frozen=True)
@@ -34,27 +52,31 @@ class ImageInputs:
 
     An image that several rows show (questions about one picture) stands here once.
 
-    pixels: (T, 3, px, px) uint8.
+    pixels: (T, 3, px, px) uint8; None where `features` stand for them.
     num_tiles: (images,) int64, tiles of each image.
     aspect_ratio_ids: (images,) int64, 1-based canvas ids.
     num_images: (B,) int64, images that each row shows.
     image_index: (sum of num_images,) int64, which image it is, row by row.
+    features: (T, N, D) floating, what the encoder makes of the pixels; None where it is to run.
     """
 
-    pixels: Tensor
+    pixels: Tensor | None
     num_tiles: Tensor
     aspect_ratio_ids: Tensor
     num_images: Tensor
     image_index: Tensor
+    features: Tensor | None = None
 
     def to(self, device: torch.device) -> Self:
         """The same images on `device`."""
+        pixels, features = self.pixels, self.features
         return type(self)(
-            self.pixels.to(device, non_blocking=True),
+            None if pixels is None else pixels.to(device, non_blocking=True),
             self.num_tiles.to(device, non_blocking=True),
             self.aspect_ratio_ids.to(device, non_blocking=True),
             self.num_images.to(device, non_blocking=True),
             self.image_index.to(device, non_blocking=True),
+            None if features is None else features.to(device, non_blocking=True),
         )
 
 
@@ -89,9 +111,13 @@ class ModelInputs:
         )
 
 
-def stack_images(rows: Sequence[Sequence[TiledImage]]) -> ImageInputs | None:
-    """Join the images of rows, each object once; None when there is none."""
-    images: list[TiledImage] = []
+def stack_images(rows: Sequence[Sequence[TiledImage | EncodedImage]]) -> ImageInputs | None:
+    """Join the images of rows, each object once; None when there is none.
+
+    Raises:
+        ValueError: some are encoded and some are not.
+    """
+    images: list[TiledImage | EncodedImage] = []
     places: dict[int, int] = {}
     image_index: list[int] = []
     for image in (image for row in rows for image in row):
@@ -101,9 +127,14 @@ def stack_images(rows: Sequence[Sequence[TiledImage]]) -> ImageInputs | None:
         image_index.append(places[id(image)])
     if not images:
         return None
+    tiles = [image.tiles for image in images if isinstance(image, TiledImage)]
+    features = [image.features for image in images if isinstance(image, EncodedImage)]
+    if tiles and features:
+        raise ValueError("a batch holds pictures, or what an encoder made of them, not both")
     return ImageInputs(
-        pixels=torch.cat([image.tiles for image in images]),
-        num_tiles=torch.tensor([len(image.tiles) for image in images]),
+        pixels=torch.cat(tiles) if tiles else None,
+        features=torch.cat(features) if features else None,
+        num_tiles=torch.tensor([image.num_tiles for image in images]),
         aspect_ratio_ids=torch.tensor([image.aspect_ratio_id for image in images]),
         num_images=torch.tensor([len(row) for row in rows]),
         image_index=torch.tensor(image_index),

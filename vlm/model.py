@@ -55,8 +55,12 @@ class VisionLanguageModel(nn.Module):
         return hidden
 
     def image_tokens(self, images: ImageInputs) -> Tensor:
-        """Encode and project distinct images: (T, N, D)."""
-        features = self.encoder(images.pixels, images.num_tiles, images.aspect_ratio_ids)
+        """Encode and project distinct images: (T, N, D). Those that come encoded are projected."""
+        features = images.features
+        if features is None:
+            features = self.encoder(images.pixels, images.num_tiles, images.aspect_ratio_ids)
+        else:  # which may be kept in fewer bits
+            features = features.to(next(self.projector.parameters()).dtype)
         projected: Tensor = self.projector(features)
         return projected
 

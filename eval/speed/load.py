@@ -201,7 +201,7 @@ def _by_key(batches: Iterator[ChatBatch]) -> dict[str, _Loaded]:
     loaded = {}
     for batch in islice(batches, CHECKED_BATCHES):
         images = batch.inputs.images
-        assert images is not None
+        assert images is not None and images.pixels is not None
         tiles = torch.split(images.pixels.to(torch.int16), images.num_tiles.tolist())
         for row, key in enumerate(batch.keys):
             input_ids = batch.inputs.input_ids[row, : int(batch.inputs.lengths[row])]

@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
-from data.shape_samples import write_scenes
+from data.encode import without_images
+from data.pack import pack
+from data.schema import RawSample
+from data.shape_samples import scene_samples, write_scenes
 from data.shapes import SceneConfig
 from training.config import StageName, TrainConfig
 from training.run import Setup, build_setup, train_stage
@@ -31,8 +34,15 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shards")
     write_scenes(folder / "train", 12, 1, SCENES, "both", samples_per_shard=5)
     write_scenes(folder / "validation", 5, 2, SCENES, "both")
-    write_scenes(folder / "text", 12, 3, SCENES, "text", samples_per_shard=5)
+    scenes = scene_samples(12, 3, SCENES, "both")
+    pack(map(without_pictures, scenes), folder / "text", samples_per_shard=5)
     return folder
+
+
+def without_pictures(raw: RawSample) -> RawSample:
+    """The same chat, about nothing to be seen."""
+    messages = without_images(raw.sample.messages)
+    return RawSample(raw.key, raw.sample.model_copy(update={"messages": messages}), [])
 
 
 @pytest.fixture(scope="session")

@@ -76,24 +76,29 @@ def text_inputs() -> ModelInputs:
     return ModelInputs(ids, torch.tensor([9, 4, 7]), None)
 
 
-def test_an_unseen_image_changes_no_bit_and_gives_every_parameter_a_gradient(
-    open_model: VisionLanguageModel,
+@pytest.mark.parametrize("has_features", [False, True])
+def test_an_unseen_image_changes_no_bit_and_gives_every_parameter_that_runs_a_gradient(
+    has_features: bool, open_model: VisionLanguageModel
 ) -> None:
     open_model.requires_grad_(True)
     plain = text_inputs()
-    inputs = with_unseen_image(plain, 16)
+    inputs = with_unseen_image(plain, open_model.config.vision, has_features)
     hidden = open_model(inputs)
     assert torch.equal(hidden, open_model(plain))
     open_model.decoder.logits(hidden).logsumexp(-1).sum().backward()
     for name, parameter in open_model.named_parameters():
+        if has_features and name.startswith("encoder."):
+            assert parameter.grad is None, name
+            continue
         assert parameter.grad is not None, name
         sees = name.startswith(("encoder.", "projector.")) or ".cross_attn." in name
         assert not sees or not parameter.grad.any(), name
 
 
 def test_a_batch_with_pictures_stays_as_it_is(open_model: VisionLanguageModel) -> None:
-    inputs = with_unseen_image(text_inputs(), 16)
-    assert with_unseen_image(inputs, 16) is inputs
+    vision = open_model.config.vision
+    inputs = with_unseen_image(text_inputs(), vision)
+    assert with_unseen_image(inputs, vision) is inputs
 
 
 def test_one_process_exchanges_nothing_and_looks_at_nothing_unseen(

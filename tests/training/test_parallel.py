@@ -20,6 +20,7 @@ import vlm
 from training.checkpoints import newest_whole, step_of
 from training.config import ParallelConfig, TrainConfig
 from training.conversion import convert_checkpoint
+from training.features import FeatureSettings, write_features
 from training.metrics import METRICS_FILE, read_metrics
 from training.parallel import choose_strategy
 from training.sharded import StoredParts
@@ -30,6 +31,7 @@ from vlm.weights.folder import read_component, read_folder_config, read_provenan
 MakeConfig = Callable[..., TrainConfig]
 PROGRAM = Path(__file__).parent / "parallel_program.py"
 ROOT = PROGRAM.parents[2]
+CPU = torch.device("cpu")
 HALF = "checkpoints/step-00000010"
 
 
@@ -110,7 +112,9 @@ def runs(make: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def more_runs(make: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def more_runs(
+    make: MakeConfig, shards: Path, parents: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """More of them, for slow tests."""
     folder = tmp_path_factory.mktemp("more")
     fsdp = {"strategy": "fsdp"}
@@ -136,6 +140,23 @@ def more_runs(make: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Pat
             "ranks": 2,
         },
     }
+    encoded = folder / "encoded"
+    for split in ("train", "validation"):
+        settings = FeatureSettings("float32", samples_per_shard=5)  # as the pictures: same order
+        write_features(parents / "encoder", str(shards / split), encoded / split, settings, CPU)
+    for name, data, strategy, ranks in (
+        ("mixed_one", shards, "none", 1),
+        ("features_ddp", encoded, "ddp", 2),
+        ("features_fsdp", encoded, "fsdp", 2),
+    ):
+        sources = {"train": [data / "train", shards / "text"], "validation": [data / "validation"]}
+        config = make(
+            "align",
+            steps=5,
+            data={**sources, "batch_samples": 2},
+            parallel={"strategy": strategy},
+        )
+        cases[name] = {"config": config, "ranks": ranks}
     run_cases(folder, cases)
     return folder
 
@@ -180,6 +201,8 @@ def test_ranks_learn_what_one_process_does_in_20_steps_of_text_and_pictures(
     [
         ("align_ddp", "align_one"),
         ("align_fsdp", "align_one"),
+        ("features_ddp", "mixed_one"),
+        ("features_fsdp", "mixed_one"),
         ("text_fsdp", "text_one"),
         ("muon_fsdp", "muon_one"),
         ("encoder_fsdp", "encoder_ddp"),

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from encoders.tiling import TiledImage, tile_picture
-from vlm.inputs import Example, stack_examples, stack_images
+from vlm.inputs import EncodedImage, Example, stack_examples, stack_images
 
 PAD = 9
 
@@ -62,5 +62,20 @@ def test_a_moved_batch_moves_every_tensor(images: list[TiledImage]) -> None:
     inputs = stack_examples([example(2, *images)], PAD)
     moved = inputs.to(torch.device("meta"))
     assert moved.images is not None
-    tensors = [moved.input_ids, moved.lengths, *vars(moved.images).values()]
+    fields = vars(moved.images)
+    assert fields.pop("features") is None
+    tensors = [moved.input_ids, moved.lengths, *fields.values()]
     assert [tensor.device.type for tensor in tensors] == ["meta"] * 7
+
+
+def test_encoded_images_are_stacked_and_moved_in_place_of_pixels(images: list[TiledImage]) -> None:
+    encoded = [EncodedImage(torch.rand(image.num_tiles, 5, 8), 1) for image in images]
+    stacked = stack_images([encoded[:2], [encoded[0]]])
+    assert stacked is not None and stacked.pixels is None and stacked.features is not None
+    assert torch.equal(stacked.features, torch.cat([image.features for image in encoded[:2]]))
+    assert stacked.num_tiles.tolist() == [image.num_tiles for image in images[:2]]
+    assert stacked.image_index.tolist() == [0, 1, 0]
+    moved = stacked.to(torch.device("meta"))
+    assert moved.features is not None and moved.features.device.type == "meta"
+    with pytest.raises(ValueError, match="not both"):
+        stack_images([[images[0], encoded[0]]])

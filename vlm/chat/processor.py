@@ -26,7 +26,7 @@ from vlm.chat.template import (
 from vlm.chat.tokenizer import Tokenizer
 from vlm.errors import UserError
 from vlm.images import read_draft, read_image
-from vlm.inputs import Example
+from vlm.inputs import EncodedImage, Example
 
 ROLES = ("system", "user", "assistant")
 # Chats of one structure share a plan; beyond this many structures the plans are made anew.
@@ -89,7 +89,7 @@ class Processor:
     def encode(
         self,
         messages: Sequence[Mapping[str, Any] | Message],
-        images: Sequence[Image.Image | TiledImage] = (),
+        images: Sequence[Image.Image | TiledImage | EncodedImage] = (),
         add_generation_prompt: bool = False,
     ) -> Example:
         """Encode a chat.
@@ -98,7 +98,7 @@ class Processor:
 
         Args:
             messages: each has a role and, as content, text or parts; see `Message`.
-            images: one for each image part, in order; RGB pictures, or tiled already.
+            images: one for each image part, in order; RGB pictures, or tiled or encoded already.
             add_generation_prompt: end with the header of an answer to come.
         Raises:
             UserError: a malformed message, another number of pictures than of image parts, or a
@@ -124,7 +124,7 @@ class Processor:
         return Example(
             torch.tensor(ids, dtype=torch.int64),
             torch.tensor(loss_mask, dtype=torch.bool),
-            tuple(image if isinstance(image, TiledImage) else self.tile(image) for image in images),
+            tuple(self.tile(i) if isinstance(i, Image.Image) else i for i in images),
         )
 
     def tile(self, image: Image.Image) -> TiledImage:

@@ -1,5 +1,6 @@
 """What tells one model's weights from another's: a hash over names and bytes."""
 
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -8,8 +9,8 @@ from vlm.weights.folder import COMPONENTS, folder_tensors, read_folder_config
 from vlm.weights.tensors import StoredTensor
 
 
-def weights_sha256(folder: Path) -> str:
-    """The sha256 of a whole model's weights.
+def weights_sha256(folder: Path, components: Collection[str] = COMPONENTS) -> str:
+    """The sha256 of a whole model's weights, or of some of its components'.
 
     It is taken over a line for each tensor, sorted by name: our name for it, dtype, shape, and the
     sha256 of its bytes. So it does not depend on how tensors are spread over files, and a
@@ -22,7 +23,7 @@ def weights_sha256(folder: Path) -> str:
     tensors = {
         name: tensor
         for name, tensor in sorted(found.items())
-        if name.partition(".")[0] in COMPONENTS
+        if name.partition(".")[0] in components
     }
     # Hashing and reading leave Python's lock: a core each.
     with ThreadPoolExecutor() as pool:
