@@ -11,7 +11,7 @@ from training.flops import Flops, StepFlops
 from training.memory import recompute_blocks
 from training.optim import build_optimizer
 from training.rehearsal import Rehearsal, StepMemory
-from training.run import Setup, build_accelerator, build_setup, describe_parts
+from training.setup import Setup, build_accelerator, build_setup, describe_parts
 from training.stages import freeze, parts_of
 from vlm.inputs import ImageInputs
 

@@ -12,7 +12,8 @@ from data.schema import RawSample
 from data.shape_samples import scene_samples, write_scenes
 from data.shapes import SceneConfig
 from training.config import StageName, TrainConfig
-from training.run import Setup, build_setup, train_stage
+from training.run import train_stage
+from training.setup import Setup, build_setup
 from vlm.config import VLMConfig
 
 MakeConfig = Callable[..., TrainConfig]

@@ -32,7 +32,8 @@ from training.distributed import share_of_step, sum_over_ranks
 from training.metrics import METRICS_FILE, read_metrics
 from training.objectives import Contrastive
 from training.parallel import parallelise
-from training.run import build_accelerator, build_setup, train_stage
+from training.run import train_stage
+from training.setup import build_accelerator, build_setup
 from training.sharded import gather_whole
 
 PAIRS_OF_RANKS = (5, 3)

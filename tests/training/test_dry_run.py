@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from training.config import StageName, TrainConfig
 from training.dry_run import describe_run, make_plan
-from training.run import build_setup, describe_parts
+from training.setup import build_setup, describe_parts
 from training.stages import STAGES
 from vlm.chat.processor import Processor
 from vlm.config import PACKAGE_ROOT, VLMConfig, load_config

@@ -25,7 +25,8 @@ from training.dry_run import describe_run, make_plan
 from training.features import FeatureSettings, write_features
 from training.flops import StepFlops
 from training.metrics import METRICS_FILE, read_metrics
-from training.run import build_setup, train_stage
+from training.run import train_stage
+from training.setup import build_setup
 from training.stages import freeze, parts_of
 from vlm import cli
 from vlm.chat.processor import Processor

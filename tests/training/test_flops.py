@@ -20,7 +20,7 @@ from training.flops import StepFlops
 from training.memory import recompute_blocks
 from training.objectives import NextToken
 from training.rehearsal import ByShape, Rehearsal
-from training.run import Setup, build_setup
+from training.setup import Setup, build_setup
 from training.speed import StepComparison
 from training.stages import freeze, parts_of
 from training.utilisation import peak_flops, peak_of

@@ -13,7 +13,8 @@ from torch import nn
 import vlm
 from training.config import TrainConfig
 from training.four_bits import hold_in_four_bits
-from training.run import build_setup, train_stage
+from training.run import train_stage
+from training.setup import build_setup
 from vlm.adapters.folder import WEIGHTS_FILE
 from vlm.errors import UserError
 

@@ -15,7 +15,8 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 import vlm
 from training.config import TrainConfig
 from training.dry_run import describe_run
-from training.run import build_setup, train_stage
+from training.run import train_stage
+from training.setup import build_setup
 from vlm.chat.template import LLAMA3_TEMPLATE
 from vlm.config import load_config
 from vlm.errors import UserError

@@ -20,7 +20,8 @@ from training.lora import adapter_tensors
 from training.metrics import METRICS_FILE, read_metrics
 from training.objectives import NextToken
 from training.optim import build_optimizer
-from training.run import Setup, build_setup, train_stage
+from training.run import train_stage
+from training.setup import Setup, build_setup
 from training.stages import freeze, parts_of
 from vlm.adapters.config import LoraConfig
 from vlm.adapters.folder import WEIGHTS_FILE, save_adapter

@@ -11,7 +11,8 @@ from torch import Tensor
 from data.loader import LoaderState
 from training.config import MemoryConfig, TrainConfig
 from training.memory import blocks_of, recompute_blocks
-from training.run import Setup, build_setup, run_identity, train_stage
+from training.run import run_identity, train_stage
+from training.setup import Setup, build_setup
 from training.stages import freeze, parts_of
 from vlm.errors import UserError
 from vlm.weights.folder import read_component

@@ -16,7 +16,7 @@ from data.loader import LoaderState
 from encoders.config import TextTowerConfig
 from training.config import ContrastiveConfig, TrainConfig
 from training.objectives import Contrastive, ContrastiveHead, NextToken, recall
-from training.run import Setup, build_setup
+from training.setup import Setup, build_setup
 from vlm.inputs import ImageInputs, ModelInputs
 from vlm.model import VisionLanguageModel
 

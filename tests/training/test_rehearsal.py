@@ -13,7 +13,8 @@ from training.dry_run import make_plan
 from training.memory import recompute_blocks
 from training.optim import build_optimizer
 from training.rehearsal import LiveMemory, StepMemory
-from training.run import build_accelerator, build_setup, train_stage
+from training.run import train_stage
+from training.setup import build_accelerator, build_setup
 from training.stages import freeze, parts_of
 
 MakeConfig = Callable[..., TrainConfig]

@@ -18,7 +18,8 @@ from data.shards import read_folder
 from training.checkpoints import list_checkpoints
 from training.config import StageName, TrainConfig
 from training.metrics import METRICS_FILE, read_metrics
-from training.run import build_setup, train_stage
+from training.run import train_stage
+from training.setup import build_setup
 from training.stages import STAGES
 from vlm.config import load_config
 from vlm.errors import UserError

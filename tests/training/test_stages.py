@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from training.config import StageName, TrainConfig
-from training.run import Setup, build_setup, describe_parts, train_stage
+from training.run import train_stage
+from training.setup import Setup, build_setup, describe_parts
 from training.stages import STAGES, Part, freeze, parts_of
 from vlm.model import VisionLanguageModel
 from vlm.weights.folder import read_component

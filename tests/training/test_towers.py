@@ -14,7 +14,8 @@ from transformers import CLIPConfig, CLIPModel
 import vlm
 from training.config import TrainConfig
 from training.dry_run import describe_run
-from training.run import build_setup, train_stage
+from training.run import train_stage
+from training.setup import build_setup
 from vlm.config import VLMConfig, load_config
 from vlm.errors import UserError
 from vlm.weights.folder import read_component, read_folder_config

@@ -15,7 +15,7 @@ from data.schema import Sample
 from training.config import TrainConfig
 from training.metrics import METRICS_FILE, MetricsLog, read_metrics
 from training.optim import build_optimizer, learning_rate
-from training.run import Setup, build_accelerator, build_setup
+from training.setup import Setup, build_accelerator, build_setup
 from training.stages import freeze, parts_of
 from training.trainer import Trainer
 from vlm.errors import UserError

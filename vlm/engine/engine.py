@@ -198,7 +198,7 @@ class Engine:
         while self._waiting:
             answer = self._waiting[0]
             num_tiles += sum(
-                len(image.tiles)
+                image.num_tiles
                 for key, image in zip(
                     answer.request.image_keys, answer.request.prompt.images, strict=True
                 )

@@ -8,23 +8,29 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from threading import Lock
 
+import torch
+
 from encoders.tiling import TiledImage
 from vlm.decoder.cache import KeyValues
+from vlm.inputs import EncodedImage
 
 Layers = Mapping[int, KeyValues]
 
 
-def image_key(image: TiledImage) -> str:
-    """Return the SHA-256, in hexadecimal, of all that the encoder is given of a picture.
+def image_key(image: TiledImage | EncodedImage) -> str:
+    """Return the SHA-256, in hexadecimal, of all that the model is given of a picture.
 
     These are the decoded tiles, not the file: one file may be decoded in several ways, and files
     that differ may hold one picture. Shape and canvas are hashed too, so that the same bytes cut
     in another way have another key.
     """
-    tiles = image.tiles.contiguous()
-    shape = f"{tiles.dtype} {tuple(tiles.shape)} {image.canvas} {image.aspect_ratio_id}\n"
+    if isinstance(image, EncodedImage):
+        given, canvas = image.features, None
+    else:
+        given, canvas = image.tiles, image.canvas
+    shape = f"{given.dtype} {tuple(given.shape)} {canvas} {image.aspect_ratio_id}\n"
     digest = hashlib.sha256(shape.encode())
-    digest.update(tiles.cpu().numpy().data)
+    digest.update(given.contiguous().cpu().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

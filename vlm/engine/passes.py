@@ -18,7 +18,7 @@ from vlm.decoder.cache import ImageGroup, KeptImages, TextCache
 from vlm.decoder.masks import image_token_mask, visible_images
 from vlm.engine.image_cache import Layers
 from vlm.engine.slots import RowImages, Slot, join_images
-from vlm.inputs import stack_images
+from vlm.inputs import EncodedImage, stack_images
 from vlm.model import VisionLanguageModel, row_positions
 
 
@@ -56,12 +56,12 @@ class Passes:
             keys[slot.index] = 0
             values[slot.index] = 0
 
-    def encode_images(self, images: Sequence[TiledImage]) -> list[Layers]:
+    def encode_images(self, images: Sequence[TiledImage | EncodedImage]) -> list[Layers]:
         """Return each image's keys and values (1, H, L, d) in every cross-attention layer."""
         inputs = stack_images([images])
         assert inputs is not None
         tokens = self.network.image_tokens(inputs.to(self.device))  # (T, N, D)
-        pieces = torch.split(tokens, [len(image.tiles) for image in images])
+        pieces = torch.split(tokens, [image.num_tiles for image in images])
         return [
             self.network.decoder.project_images(piece.flatten(0, 1).unsqueeze(0))
             for piece in pieces
