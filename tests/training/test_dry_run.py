@@ -131,6 +131,7 @@ def test_a_parents_tensors_are_checked_though_none_is_read(
         describe_run(config)
 
 
+@pytest.mark.slow
 def test_the_11b_can_be_described_without_its_weights(
     processor: Processor, shards: Path, tmp_path: Path
 ) -> None:

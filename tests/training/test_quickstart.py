@@ -35,6 +35,7 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
         run_quickstart(tmp_path, seed=0, minutes=1)
 
 
+@pytest.mark.slow
 def test_the_whole_story_runs(tmp_path: Path) -> None:
     out = tmp_path / "story"
     report = run_quickstart(out, seed=0, minutes=0.02)

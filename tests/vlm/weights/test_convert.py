@@ -580,6 +580,7 @@ def large_folder(small: Path, folder: Path) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads memory from /proc")
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_shards(mllama_source: Path, tmp_path: Path) -> None:
     sizes = large_folder(mllama_source, tmp_path / "large")
     assert min(sizes) > 0.9 * SHARD_BYTES
