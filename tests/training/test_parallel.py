@@ -97,6 +97,16 @@ def runs(make: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "resume": saved,
         },
         "on_one": {"config": make("finetune", **long), "resume": saved},
+        "ddp_again": {
+            "config": make("finetune", **long),
+            "ranks": 2,
+            "resume": folder / "ddp" / HALF,
+        },
+        "fsdp_again": {
+            "config": make("finetune", **long, parallel=fsdp),
+            "ranks": 2,
+            "resume": folder / "fsdp" / HALF,
+        },
         "clip_one": {"config": clip, "contrast": True},
         "clip_two": {"config": clip, "contrast": True, "ranks": 2},
         "siglip_one": {"config": siglip, "contrast": True},
@@ -176,6 +186,12 @@ def weights(run: Path) -> Tensor:
 
 # Sums of float32 in another order: after 20 steps losses and weights were 1e-7 apart.
 TOLERANCE = 1e-5
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+def test_two_ranks_that_resume_end_with_the_same_bits(name: str, runs: Path) -> None:
+    assert losses(runs / f"{name}_again") == losses(runs / name)[10:]
+    assert weights(runs / f"{name}_again").equal(weights(runs / name))
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp", "hsdp", "on_two", "on_one"])
