@@ -90,8 +90,8 @@ def in_step(step: int, fault: Callable[[], object]) -> None:
 def signal_group(number: int) -> None:
     """Signal this process and its loader workers, as schedulers do."""
     # From another process: what comes from the run itself tells its workers to end.
-    command = ["kill", f"-{int(number)}", "--", f"-{os.getpgrp()}"]
-    subprocess.run(command, check=True, start_new_session=True)
+    program = f"import os; os.killpg({os.getpgrp()}, {int(number)})"
+    subprocess.run([sys.executable, "-c", program], check=True, start_new_session=True)
 
 
 def signal_twice() -> None:
