@@ -7,7 +7,7 @@ them (training/distributed.py says how losses are weighted for it).
 
 import os
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -27,6 +27,7 @@ from encoders.vit import VisionEncoder
 from projector.mlp import Projector
 from training.config import ParallelConfig, TrainConfig
 from training.distributed import num_ranks
+from training.memory import blocks_of
 from training.objectives import ContrastiveHead, Objective
 from vlm.decoder.stack import Decoder
 from vlm.errors import UserError
@@ -157,18 +158,16 @@ def build_mesh(config: ParallelConfig, strategy: Strategy, device: torch.device)
     return init_device_mesh(device.type, (ranks // shards, shards), mesh_dim_names=names)
 
 
-def blocks_of(model: nn.Module) -> list[nn.Module]:
+def gathered_parts(model: nn.Module) -> list[nn.Module]:
     """The parts of a model that are gathered as a unit, innermost first, without the model."""
     parts: list[nn.Module] = []
     for module in model.modules():
         if isinstance(module, VisionEncoder):
-            tower = module.config.tower is not None
-            local = cast(Any, module.tower.trunk.blocks) if tower else module.local_layers
-            parts += [*local, *module.global_layers, module]
+            parts += [*blocks_of(module), module]
         elif isinstance(module, Decoder):
             # The embeddings stay with the whole model: they are the output layer too, which is
             # used outside of the decoder's forward pass.
-            parts += module.layers
+            parts += blocks_of(module)
         elif isinstance(module, TextTransformer):
             parts += module.transformer.resblocks
         elif isinstance(module, Projector | ContrastiveHead):
@@ -182,7 +181,7 @@ def _shard(model: nn.Module, mesh: DeviceMesh, accelerator: Accelerator, cpu_off
     if accelerator.mixed_precision == "bf16":
         precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     offload = CPUOffloadPolicy() if cpu_offload else OffloadPolicy()
-    for part in [*blocks_of(model), model]:
+    for part in [*gathered_parts(model), model]:
         # The temperature is read after the head's forward pass, and bf16 is too coarse for it.
         is_head = isinstance(part, ContrastiveHead)
         fully_shard(

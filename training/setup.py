@@ -1,6 +1,6 @@
 """The objects of a stage, from its configuration: modules, data, and what trains them."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -96,14 +96,7 @@ def build_setup(config: TrainConfig, making: Making | None = None) -> Setup:
         adapter, added = _adapt(config, objective, making)
         notes += added
     data = config.data
-    if config.stage == "encoder":
-        encode: Any = PairEncoder(processor, data.max_tokens, data.draft)
-        collate: Any = collate_pairs
-    else:
-        encode = ChatEncoder(processor, data, "all" if config.stage == "text" else "assistant")
-        collate = partial(collate_chats, sequence_tokens=data.max_tokens if data.packing else None)
-    collate = partial(collate, pad_id=processor.tokenizer.pad_id)
-    make = partial(Loader[Any, Any], config=data, encode=encode, collate=collate, seed=config.seed)
+    make = _loader_maker(config, processor)
     train = make(
         sources,
         shares=sample_shares(data, sources, processor),
@@ -124,6 +117,19 @@ def build_setup(config: TrainConfig, making: Making | None = None) -> Setup:
     return Setup(
         config, stage, processor, modules, objective, train, validation, questions, notes, adapter
     )
+
+
+def _loader_maker(config: TrainConfig, processor: Processor) -> Callable[..., Loader[Any, Any]]:
+    """What makes loaders of the rows that a stage learns from."""
+    data = config.data
+    if config.stage == "encoder":
+        encode: Any = PairEncoder(processor, data.max_tokens, data.draft)
+        collate: Any = collate_pairs
+    else:
+        encode = ChatEncoder(processor, data, "all" if config.stage == "text" else "assistant")
+        collate = partial(collate_chats, sequence_tokens=data.max_tokens if data.packing else None)
+    collate = partial(collate, pad_id=processor.tokenizer.pad_id)
+    return partial(Loader[Any, Any], config=data, encode=encode, collate=collate, seed=config.seed)
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
