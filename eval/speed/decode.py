@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from encoders.tiling import TiledImage
+from eval.speed.encode import SIZES as ENCODERS
 from eval.speed.harness import Row, finish_queue, rate_row, take_turns, time_row
 from vlm.config import PACKAGE_ROOT, VLMConfig, load_config
 from vlm.engine.engine import Engine, EngineConfig
@@ -36,17 +37,7 @@ LIKE_LLAMA = {"max_num_tiles": 4, "local_attention": "image", "padding_tiles": "
 # 257 a tile. `tiny` is for tests.
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {
-        "vision": {
-            "tile_size_px": 28,
-            "patch_size_px": 14,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_heads": 2,
-            "num_local_layers": 2,
-            "num_global_layers": 1,
-            "intermediate_layers": (1,),
-            **LIKE_LLAMA,
-        },
+        "vision": {**ENCODERS["tiny"], **LIKE_LLAMA},
         "decoder": {
             "vocab_size": 128,
             "num_extra_embeddings": 8,
