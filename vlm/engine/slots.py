@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 from vlm.decoder.cache import KeyValues
+from vlm.engine.constraint import Constraint
 from vlm.engine.image_cache import Layers
 from vlm.engine.request import Request
 from vlm.engine.sampling import Sampler
@@ -42,6 +43,7 @@ class Answer:
     request: Request
     prompt: list[int]
     sampler: Sampler
+    constraint: Constraint | None = None
     images: RowImages | None = None
     num_written: int = 0
     next_token: int | None = None
