@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from encoders.tiling import TiledImage
@@ -15,16 +14,20 @@ from vlm.answering import Answering, RunningAnswer
 from vlm.chat.processor import Processor
 from vlm.config import load_config
 from vlm.engine.sampling import SamplingConfig
+from vlm.engine.scoring import Likelihood
 from vlm.errors import UserError
 from vlm.images import read_image
-from vlm.inputs import Example
+from vlm.inputs import Example, batch_order
+from vlm.likelihood import Likelihoods
+from vlm.messages import ImageSource, as_sequence, question_chat, split_images
 from vlm.model import VisionLanguageModel
 from vlm.safety.answer import HeldAnswer
 from vlm.safety.config import SafetyConfig
 from vlm.safety.policy import Safety
 from vlm.weights.folder import COMPONENTS, load_component, read_component, read_folder_config
 
-ImageSource = str | Path | bytes | Image.Image
+# Messages, see `Model.chat`; or a text, which is continued as it stands, without a chat template.
+Prompt = str | Sequence[Mapping[str, Any]]
 FinishReason = Literal["stop", "length", "content_filter"]
 
 CAPTION_PROMPT = "Describe the image."
@@ -103,6 +106,7 @@ class Model:
         self.folder = folder
         self.safety = safety
         self.answering = Answering(self.network, processor.tokenizer)
+        self.likelihoods = Likelihoods(self.network, processor, self.answering.images)
 
     @property
     def device(self) -> torch.device:
@@ -113,7 +117,7 @@ class Model:
         self, images: ImageSource | Sequence[ImageSource], question: str, **settings: Any
     ) -> str:
         """Answer a question about one image, several, or none."""
-        return self.answer_batch([(_as_sequence(images), question)], **settings)[0]
+        return self.answer_batch([(as_sequence(images), question)], **settings)[0]
 
     def caption(self, image: ImageSource, **settings: Any) -> str:
         """Describe an image."""
@@ -171,23 +175,72 @@ class Model:
         if self.safety is not None:
             for images, question in requests:
                 self.safety.check_input(question, [read_image(image) for image in images])
-        tiled: dict[int, TiledImage] = {}
-        for image in (image for images, _ in requests for image in images):
-            if id(image) not in tiled:
-                tiled[id(image)] = self.processor.tile(read_image(image))
+        tiled = self._tile_each([image for images, _ in requests for image in images])
         prompts = [
             self.processor.encode(
-                *_question_chat(question, [tiled[id(image)] for image in images]),
+                *question_chat(question, [tiled[id(image)] for image in images]),
                 add_generation_prompt=True,
             )
             for images, question in requests
         ]
-        order = _batch_order(prompts)
+        order = batch_order(
+            [len(prompt.input_ids) for prompt in prompts],
+            [tuple(map(id, prompt.images)) for prompt in prompts],
+        )
         replies = self._reply([prompts[index] for index in order], settings, batch_size)
         texts = [""] * len(prompts)
         for index, reply in zip(order, replies, strict=True):
             texts[index] = reply.text
         return texts
+
+    def score(self, prompt: Prompt, continuations: Sequence[str]) -> list[Likelihood]:
+        """Return how likely each text is as what comes next; see `score_batch`."""
+        return self.score_batch([(prompt, continuations)])[0]
+
+    def score_batch(
+        self, requests: Sequence[tuple[Prompt, Sequence[str]]], batch_size: int = 32
+    ) -> list[list[Likelihood]]:
+        """Return how likely texts are as answers to messages, or as continuations of a text.
+
+        A prompt and its pictures are run once for all that may follow, up to `batch_size` prompts
+        at a time. Equal prompts count as one, and pictures that look the same are encoded once. An
+        answer counts as it is given, without what ends its turn. The context of a text is split
+        from what follows as by lm-eval's harness, see `vlm.likelihood.split_continuation`.
+
+        Raises:
+            UserError: a malformed message, a picture that cannot be read, or a continuation
+                without tokens or too long.
+        """
+        chats = [split_images(p) if not isinstance(p, str) else ([], []) for p, _ in requests]
+        tiled = self._tile_each([image for _, images in chats for image in images])
+        choices = [
+            self.likelihoods.continuations(prompt, continuations)
+            if isinstance(prompt, str)
+            else self.likelihoods.answers(
+                messages, [tiled[id(image)] for image in images], continuations
+            )
+            for (prompt, continuations), (messages, images) in zip(requests, chats, strict=True)
+        ]
+        return self.likelihoods.score(choices, batch_size)
+
+    def score_texts(
+        self, texts: Sequence[str], batch_size: int = 32, window_tokens: int | None = None
+    ) -> list[Likelihood]:
+        """Return how likely texts are by themselves, without a chat template.
+
+        A text longer than `window_tokens`, or else the model's positions, is read in windows: each
+        token counts once, and the last window reaches back as far as fits (lm-eval's rolling
+        log-likelihood).
+
+        Raises:
+            UserError: a text has no tokens, or the window is longer than the model's positions.
+        """
+        return self.likelihoods.rolling(texts, batch_size, window_tokens)
+
+    def _tile_each(self, images: Sequence[ImageSource]) -> dict[int, TiledImage]:
+        """Read and tile images, each object once; they stand under its `id`."""
+        distinct = {id(image): image for image in images}
+        return {key: self.processor.tile(read_image(image)) for key, image in distinct.items()}
 
     def _reply(
         self,
@@ -222,7 +275,7 @@ class Model:
         )
 
     def _prompt(self, messages: Sequence[Mapping[str, Any]]) -> Example:
-        plain, images = _split_images(messages)
+        plain, images = split_images(messages)
         pictures = [read_image(image) for image in images]
         if self.safety is not None:
             texts = [part["text"] for m in plain for part in m["content"] if "text" in part]
@@ -339,65 +392,3 @@ def _checked(reply: Reply, safety: Safety) -> Reply:
     if not release.blocked:
         return reply
     return Reply(release.text, "content_filter", reply.usage)
-
-
-def _as_sequence(images: ImageSource | Sequence[ImageSource]) -> Sequence[ImageSource]:
-    if isinstance(images, str | Path | bytes | Image.Image):
-        return [images]
-    return images
-
-
-def _question_chat(
-    question: str, images: Sequence[TiledImage]
-) -> tuple[list[dict[str, Any]], Sequence[TiledImage]]:
-    """A chat that shows images and asks a question, and its images."""
-    parts = [*({"type": "image"} for _ in images), {"type": "text", "text": question}]
-    return [{"role": "user", "content": parts}], images
-
-
-def _batch_order(prompts: Sequence[Example]) -> list[int]:
-    """Indices of prompts by length, those that show the same images side by side."""
-    lengths = [len(prompt.input_ids) for prompt in prompts]
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for index, prompt in enumerate(prompts):
-        groups.setdefault(tuple(map(id, prompt.images)), []).append(index)
-    for group in groups.values():
-        group.sort(key=lambda index: lengths[index])
-    ordered = sorted(groups.values(), key=lambda group: lengths[group[0]])
-    return [index for group in ordered for index in group]
-
-
-def _split_images(
-    messages: Sequence[Mapping[str, Any]],
-) -> tuple[list[dict[str, Any]], list[ImageSource]]:
-    """Separate the images of messages from their places."""
-    plain: list[dict[str, Any]] = []
-    images: list[ImageSource] = []
-    for number, message in enumerate(messages):
-        where = f"messages[{number}]"
-        if not isinstance(message, Mapping):
-            raise UserError(f"{where} is a {type(message).__name__}, needed: role and content")
-        if set(message) != {"role", "content"}:
-            raise UserError(f"{where} has the keys {sorted(message)}, needed: role and content")
-        content = message["content"]
-        if not isinstance(content, str | list | tuple):
-            raise UserError(
-                f"the content of {where} is a {type(content).__name__}, "
-                "needed: text or a list of parts"
-            )
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        kept = []
-        for part in parts:
-            match part:
-                case {"type": "image", "image": image}:
-                    images.append(image)
-                    kept.append({"type": "image"})
-                case {"type": "text", "text": str(text)}:
-                    kept.append({"type": "text", "text": text})
-                case _:
-                    raise UserError(
-                        f"{where} has a part that is neither "
-                        '{"type": "text", "text": ...} nor {"type": "image", "image": ...}'
-                    )
-        plain.append({"role": message["role"], "content": kept})
-    return plain, images
