@@ -1,0 +1,194 @@
+"""A benchmark as data: files, prompt, decoding, the rule that reads an answer, the metrics."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+
+from eval.files import Files
+from eval.formats.table import find_reader
+from eval.items import Item
+from vlm.config import PACKAGE_ROOT, load_config
+from vlm.errors import UserError
+
+CONFIGS = PACKAGE_ROOT / "configs" / "eval"
+
+Rule = Literal["text", "first_line", "yes_no", "letter", "choice", "number", "code"]
+Ask = Literal["generate", "choose", "perplexity"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Decoding(_Section):
+    """How an answer is generated; greedy, so that there is no seed.
+
+    max_tokens: an answer is cut off there.
+    stop: it ends before the first of these.
+    """
+
+    max_tokens: PositiveInt = 32
+    stop: tuple[str, ...] = ()
+
+
+class FewShot(_Section):
+    """Examples that are shown, answered, before the question.
+
+    num_examples: of each item, drawn from the examples' files by `seed` and the item's id.
+    files: as those of the benchmark; of the same format. None: the benchmark's own items, of which
+        an item never shows itself, nor another of its pictures or its group.
+    by_type: only examples of the item's type (MMLU's subjects).
+    first: the first so many in the order of the file, instead of drawn ones.
+    """
+
+    num_examples: PositiveInt
+    files: dict[str, str] | None = None
+    seed: int = 0
+    by_type: bool = False
+    first: bool = False
+
+
+class Source(_Section):
+    """Where a benchmark comes from.
+
+    homepage, paper: pages. licence: of its data.
+    get: what to download from there, and how to lay it out, in words.
+    hub: a data set of the Hugging Face hub (`owner/name`) that holds `files` as they are named.
+    """
+
+    homepage: str
+    paper: str | None = None
+    licence: str | None = None
+    get: str
+    hub: str | None = None
+
+
+class BenchmarkConfig(_Section):
+    """What makes a number of a benchmark comparable.
+
+    name: of the file, and of results. title: for people.
+    format: the reader of its files (eval/formats/table.py); options: the reader's own.
+    files: what the reader calls each file, and its path in the data folder, a glob pattern.
+    optional_files: those that need not be there.
+    ask: `generate` an answer; `choose` the likeliest of the choices; `perplexity` of the question
+        as a text.
+    chat: through the model's chat template; off, the prompt is raw text that is continued, as for
+        a model that was trained on text alone.
+    prompt: with {question}, {options} and the item's fields in braces.
+    system: a system message.
+    choose_by: what is scored of a choice: its `letter`, or its `text`.
+    normalise: choose by the log probability as it is (`none`), divided by the `tokens` or by the
+        `characters` of a choice.
+    answer_prefix: raw text only, stands between the prompt and the answer ("Answer:").
+    rule: how a written answer is read (eval/rules.py).
+    circular: ask a question with n choices n times, each time with the choices rotated by one.
+    metrics: the first one's first figure is the headline (eval/metrics/table.py).
+    baselines: `blind` is the same model without pictures, `majority` the most frequent answer of
+        the item's type.
+    expected: facts of the published files that reading checks, where they are whole: `items`.
+    """
+
+    name: str
+    title: str
+    source: Source
+    format: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    files: dict[str, str] = Field(default_factory=dict)
+    optional_files: tuple[str, ...] = ()
+    ask: Ask = "generate"
+    chat: bool = True
+    prompt: str = "{question}"
+    system: str | None = None
+    choose_by: Literal["letter", "text"] = "text"
+    normalise: Literal["none", "tokens", "characters"] = "none"
+    answer_prefix: str = ""
+    decoding: Decoding = Decoding()
+    rule: Rule = "text"
+    few_shot: FewShot | None = None
+    circular: bool = False
+    metrics: tuple[str, ...] = Field(min_length=1)
+    baselines: tuple[Literal["blind", "majority"], ...] = ("blind", "majority")
+    num_items: NonNegativeInt | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.answer_prefix and self.chat:
+            raise ValueError("answer_prefix is for raw text: set chat to false, or remove it")
+        if self.system is not None and not self.chat:
+            raise ValueError("system is a message: set chat to true, or put it into the prompt")
+        unknown = set(self.optional_files) - set(self.files)
+        if unknown:
+            raise ValueError(f"optional_files has {sorted(unknown)[0]!r}, which files has not")
+        return self
+
+    def open(self, data: Path) -> Files:
+        """The benchmark's files in a folder.
+
+        Raises:
+            UserError: one is missing; says what is needed and where it comes from.
+        """
+        return Files(data, self.files, self.optional_files, self.source.get, self.name)
+
+    def items(self, data: Path) -> Iterator[Item]:
+        """Read the items in the order of their files, with circular copies.
+
+        Raises:
+            UserError: a file is missing or is not of the format.
+        """
+        seen: set[str] = set()
+        for item in find_reader(self.format)(self.open(data), self.options):
+            for copy in circular_copies(item) if self.circular else (item,):
+                if copy.id in seen:
+                    raise UserError(f"{self.name}: two items have the id {copy.id!r}")
+                seen.add(copy.id)
+                yield copy
+
+
+def circular_copies(item: Item) -> Iterator[Item]:
+    """The item with its choices rotated by 0, 1, ... n - 1, all in one group.
+
+    Source: MMBench's CircularEval, https://arxiv.org/abs/2307.06281, section 4.1.
+    """
+    n = len(item.choices)
+    if n < 2:
+        raise UserError(f"item {item.id!r} has {n} choices: circular copies need two or more")
+    for shift in range(n):
+        yield Item(
+            **{
+                **item.__dict__,
+                "id": item.id if shift == 0 else f"{item.id}+{shift}",
+                "choices": item.choices[shift:] + item.choices[:shift],
+                "correct": tuple((index - shift) % n for index in item.correct),
+                "group": item.group or item.id,
+            }
+        )
+
+
+def benchmark_names() -> list[str]:
+    """The benchmarks that come with us, by name."""
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+
+
+def find_benchmark(name: str, overrides: tuple[str, ...] = ()) -> BenchmarkConfig:
+    """Load a benchmark by name, or by the path of a YAML file.
+
+    Args:
+        overrides: `key=value`, as in training's commands; what a result then was measured with is
+            in its report.
+    Raises:
+        UserError: there is none, or the file is wrong.
+    """
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        path = CONFIGS / f"{name}.yaml"
+        if not path.is_file():
+            known = ", ".join(benchmark_names())
+            raise UserError(f"there is no benchmark {name!r}; there are {known}, or a YAML file")
+    return load_config(BenchmarkConfig, path, overrides)
+
+
+def describe(benchmark: BenchmarkConfig) -> Mapping[str, Any]:
+    """The settings that a result depends on, as they stand in its report."""
+    return benchmark.model_dump(mode="json", exclude={"source", "title"}, exclude_none=True)
