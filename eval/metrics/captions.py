@@ -2,8 +2,8 @@
 
 https://github.com/salaniz/pycocoevalcap, the scorers of COCO's caption evaluation. Published
 figures are of texts that Stanford's PTB tokenizer has cut, a Java program that comes with that
-package. Without Java, texts are cut by a plain rule of ours, and every figure's name says so, for it
-is not comparable.
+package. Without Java, texts are cut by a plain rule of ours, and every figure's name says so, for
+it is not comparable.
 """
 
 from collections.abc import Sequence
