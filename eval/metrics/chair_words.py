@@ -13,7 +13,8 @@ from functools import cache
 WORDS = """
 person: man, woman, boy, girl, child, kid, baby, infant, toddler, adult, lady, gentleman, guy,
   people, player, skier, snowboarder, surfer, skateboarder, skater, rider, driver, pedestrian,
-  tourist, passenger, cyclist, bicyclist, biker, motorcyclist, crowd, officer, policeman, fireman, worker,
+  tourist, passenger, cyclist, bicyclist, biker, motorcyclist, crowd, officer, policeman,
+  fireman, worker,
   chef, waiter, waitress, bride, groom, batter, pitcher, catcher, umpire, student, teacher, mother,
   father, mom, dad, son, daughter, brother, sister, teenager, male, female, individual, spectator,
   farmer, soldier, swimmer, athlete
