@@ -70,7 +70,8 @@ class BenchmarkConfig(_Section):
 
     name: of the file, and of results. title: for people.
     format: the reader of its files (eval/formats/table.py); options: the reader's own.
-    files: what the reader calls each file, and its path in the data folder, a glob pattern.
+    files: what the reader calls each file, and its path in the data folder, a glob pattern; or
+        several, with ` | ` between them, of which the first that matches is taken.
     optional_files: those that need not be there.
     ask: `generate` an answer; `choose` the likeliest of the choices; `perplexity` of the question
         as a text.

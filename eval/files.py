@@ -12,6 +12,8 @@ from eval.items import Picture
 from vlm.errors import UserError
 
 PICTURES = "images"
+# Between patterns of which the first that matches anything is taken.
+ALTERNATIVE = " | "
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 
 
@@ -19,7 +21,8 @@ class Files:
     """The files that a reader asks for, by the names it uses.
 
     Pictures are in the folder or tar called `images`; a glob pattern may stand for several, which
-    are searched in order.
+    are searched in order. ` | ` stands between patterns of which the first that matches is taken.
+    A file may be given in place of a folder where only one is needed.
 
     Raises:
         UserError: a pattern of a file that is needed matches nothing.
@@ -33,11 +36,16 @@ class Files:
         get: str = "",
         name: str = "the benchmark",
     ) -> None:
+        needed = [role for role in patterns if role not in optional]
+        if folder.is_file() and len(needed) == 1:
+            self.folder = folder.parent
+            self.found = {role: [folder] if role in needed else [] for role in patterns}
+            return
         if not folder.is_dir():
             raise UserError(f"{folder} is no folder; {name} needs its files there. {get}")
         self.folder = folder
-        self.found = {role: sorted(folder.glob(pattern)) for role, pattern in patterns.items()}
-        missing = [role for role, paths in self.found.items() if not paths and role not in optional]
+        self.found = {role: _find(folder, pattern) for role, pattern in patterns.items()}
+        missing = [role for role in needed if not self.found[role]]
         if missing:
             wanted = ", ".join(f"{patterns[role]} ({role})" for role in missing)
             raise UserError(f"{folder} has no {wanted}, which {name} needs. {get}")
@@ -134,6 +142,12 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if not isinstance(row, dict):
             raise UserError(f"{where} is a {type(row).__name__}, needed: an object")
         yield where, row
+
+
+def _find(folder: Path, pattern: str) -> list[Path]:
+    """The files of the first alternative of a pattern that has any."""
+    matches = (sorted(folder.glob(part)) for part in pattern.split(ALTERNATIVE))
+    return next((paths for paths in matches if paths), [])
 
 
 def _list_pictures(path: Path) -> dict[str, Picture]:

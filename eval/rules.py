@@ -22,14 +22,14 @@ def read_answer(rule: str, item: Item, text: str, follow_ups: Sequence[str] = ()
     letter: a choice by its letter.
     choice: a choice by its letter, else by its words.
     number: the last number, without thousands separators.
-    code: the first fenced block, else all of it.
+    code: the first fenced block, else all of it as it is, for indentation counts.
     """
     stripped = text.strip()
     choice = _CHOICE_RULES[rule](item, stripped) if rule in _CHOICE_RULES else None
     if rule in _CHOICE_RULES:
         value = "" if choice is None else item.choices[choice]
     else:
-        value = _TEXT_RULES[rule](stripped)
+        value = _TEXT_RULES[rule](text if rule == "code" else stripped)
     return Answer(text=text, value=value, choice=choice, follow_ups=tuple(follow_ups))
 
 
