@@ -12,6 +12,24 @@ from vlm.errors import UserError
 Reader = Callable[[Files, Mapping[str, Any]], Iterator[Item]]
 
 FORMATS = {
+    "aokvqa": "eval.formats.aokvqa:read",
+    "captions": "eval.formats.captions:read",
+    "chartqa": "eval.formats.chartqa:read",
+    "classes": "eval.formats.classes:read",
+    "doc_vqa": "eval.formats.doc_vqa:read",
+    "easy_vqa": "eval.formats.easy_vqa:read",
+    "gqa": "eval.formats.gqa:read",
+    "mmbench": "eval.formats.mmbench:read",
+    "mme": "eval.formats.mme:read",
+    "mmmu": "eval.formats.mmmu:read",
+    "nlvr": "eval.formats.nlvr:read",
+    "pope": "eval.formats.pope:read",
+    "scienceqa": "eval.formats.scienceqa:read",
+    "shapes": "eval.formats.shapes:read",
+    "sugarcrepe": "eval.formats.sugarcrepe:read",
+    "text_vqa": "eval.formats.text_vqa:read",
+    "vqa": "eval.formats.vqa:read",
+    "vsr": "eval.formats.vsr:read",
     "shards": "eval.formats.shards:read",
 }
 
