@@ -22,7 +22,7 @@ def read_answer(rule: str, item: Item, text: str, follow_ups: Sequence[str] = ()
     letter: a choice by its letter.
     choice: a choice by its letter, else by its words.
     number: the last number, without thousands separators.
-    code: the first fenced block, else all of it.
+    code: the first fenced block, else all of it as it is, for indentation counts.
     pope, mme, scienceqa, mmbench, mmmu: as the benchmark's own script (eval/official_rules.py).
 
     An item without choices is read as a text by the rules for choices (MMMU's open questions).
@@ -82,7 +82,7 @@ def read_number(text: str) -> str:
 def read_code(text: str) -> str:
     """The first fenced block of a text, or all of it."""
     found = _CODE.search(text)
-    return found.group(1) if found else text.strip()
+    return found.group(1) if found else text
 
 
 def _first_line(text: str) -> str:
