@@ -4,7 +4,27 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from eval.files import Files
-from eval.formats import shards
+from eval.formats import (
+    aokvqa,
+    captions,
+    chartqa,
+    classes,
+    doc_vqa,
+    easy_vqa,
+    gqa,
+    mmbench,
+    mme,
+    mmmu,
+    nlvr,
+    pope,
+    scienceqa,
+    shapes,
+    shards,
+    sugarcrepe,
+    text_vqa,
+    vqa,
+    vsr,
+)
 from eval.items import Item
 from vlm.errors import UserError
 
@@ -12,7 +32,25 @@ from vlm.errors import UserError
 Reader = Callable[[Files, Mapping[str, Any]], Iterator[Item]]
 
 FORMATS: dict[str, Reader] = {
+    "aokvqa": aokvqa.read,
+    "captions": captions.read,
+    "chartqa": chartqa.read,
+    "classes": classes.read,
+    "doc_vqa": doc_vqa.read,
+    "easy_vqa": easy_vqa.read,
+    "gqa": gqa.read,
+    "mmbench": mmbench.read,
+    "mme": mme.read,
+    "mmmu": mmmu.read,
+    "nlvr": nlvr.read,
+    "pope": pope.read,
+    "scienceqa": scienceqa.read,
+    "shapes": shapes.read,
     "shards": shards.read,
+    "sugarcrepe": sugarcrepe.read,
+    "text_vqa": text_vqa.read,
+    "vqa": vqa.read,
+    "vsr": vsr.read,
 }
 
 
