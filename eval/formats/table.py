@@ -12,7 +12,16 @@ from vlm.errors import UserError
 Reader = Callable[[Files, Mapping[str, Any]], Iterator[Item]]
 
 FORMATS = {
+    "bbq": "eval.formats.bbq:read",
+    "crows_pairs": "eval.formats.crows_pairs:read",
+    "gsm8k": "eval.formats.gsm8k:read",
+    "humaneval": "eval.formats.humaneval:read",
+    "mmlu": "eval.formats.mmlu:read",
+    "mt_bench": "eval.formats.mt_bench:read",
     "shards": "eval.formats.shards:read",
+    "text": "eval.formats.text:read",
+    "truthfulqa": "eval.formats.truthfulqa:read",
+    "wikitext": "eval.formats.wikitext:read",
 }
 
 
@@ -27,3 +36,15 @@ def find_reader(name: str) -> Reader:
     module, _, function = FORMATS[name].partition(":")
     reader: Reader = getattr(import_module(module), function)
     return reader
+
+
+def check_options(name: str, options: Mapping[str, Any], *known: str) -> None:
+    """Refuse options that a format has not.
+
+    Raises:
+        UserError: names the first of them and those that there are.
+    """
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        have = f"it has {', '.join(known)}" if known else "it has none"
+        raise UserError(f"format {name} has no option {unknown[0]!r}; {have}")

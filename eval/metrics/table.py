@@ -8,6 +8,14 @@ from vlm.errors import UserError
 # Where each is; loaded when used, for some need libraries that are extras.
 METRICS = {
     "answers": "eval.metrics.answers:measure",
+    "bbq": "eval.metrics.bbq:measure",
+    "crows_pairs": "eval.metrics.crows_pairs:measure",
+    "gsm8k": "eval.metrics.gsm8k:measure",
+    "humaneval": "eval.metrics.humaneval:measure",
+    "judged": "eval.metrics.judged:measure",
+    "mmlu": "eval.metrics.mmlu:measure",
+    "perplexity": "eval.metrics.perplexity:measure",
+    "truthfulqa": "eval.metrics.truthfulqa:measure",
 }
 
 
