@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from eval.files import Files
-from eval.formats.table import check_options
+from eval.formats.options import Options, read_options
 from eval.items import Item
 from vlm.errors import UserError
 
@@ -32,7 +32,7 @@ def read(files: Files, options: Mapping[str, Any]) -> Iterator[Item]:
     Raises:
         UserError: a question without an answer for "unknown"; names it.
     """
-    check_options("bbq", options)
+    read_options(Options, options)
     targets = None
     if files.has("metadata"):
         targets = {

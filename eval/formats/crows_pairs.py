@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from eval.files import Files
-from eval.formats.table import check_options
+from eval.formats.options import Options, read_options
 from eval.items import Item
 
 
@@ -15,7 +15,7 @@ def read(files: Files, options: Mapping[str, Any]) -> Iterator[Item]:
     stereotype of a disadvantaged group (`stereo`), or the second one goes against it
     (`antistereo`). Neither sentence is right.
     """
-    check_options("crows_pairs", options)
+    read_options(Options, options)
     for number, (_, row) in enumerate(files.rows("questions")):
         yield Item(
             id=str(number),

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from eval.files import Files
-from eval.formats.table import check_options
+from eval.formats.options import Options, read_options
 from eval.items import Item
 from vlm.errors import UserError
 
@@ -14,17 +14,21 @@ MARK = "####"
 _CALCULATION = re.compile(r"<<[^<>]*>>")
 
 
+class Gsm8kOptions(Options):
+    """calculations: worked answers keep what stands in `<<>>`."""
+
+    calculations: bool = True
+
+
 def read(files: Files, options: Mapping[str, Any]) -> Iterator[Item]:
     """Yield the problems of `questions`, or of `examples` where there are any.
 
-    As an example, a problem is answered by its worked answer, as published or, where the option
-    `calculations` is false, without what stands in `<<>>`.
+    As an example, a problem is answered by its worked answer.
 
     Raises:
         UserError: an answer without `####`; names the row.
     """
-    check_options("gsm8k", options, "calculations")
-    keep = options.get("calculations", True)
+    keep = read_options(Gsm8kOptions, options).calculations
     role = "examples" if files.has("examples") else "questions"
     for number, (where, row) in enumerate(files.rows(role)):
         worked, mark, final = row["answer"].rpartition(MARK)

@@ -4,23 +4,27 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from pydantic import PositiveInt
+
 from eval.files import Files
-from eval.formats.table import check_options
+from eval.formats.options import Options, read_options
 from eval.items import Item
-from vlm.errors import UserError
 
 COLUMNS = ("prompt", "test", "entry_point")
 
 
+class HumanevalOptions(Options):
+    """samples: how often each problem is answered."""
+
+    samples: PositiveInt = 1
+
+
 def read(files: Files, options: Mapping[str, Any]) -> Iterator[Item]:
-    """Yield the problems; with the option `samples: N`, each N times, as one group.
+    """Yield the problems, each as often as it is answered, as one group.
 
     The question is the code so far: imports, the function's head, and its docstring.
     """
-    check_options("humaneval", options, "samples")
-    num_samples = options.get("samples", 1)
-    if not isinstance(num_samples, int) or num_samples < 1:
-        raise UserError(f"format humaneval: samples is {num_samples!r}, needed: an integer above 0")
+    num_samples = read_options(HumanevalOptions, options).samples
     for _, row in files.rows("questions"):
         item = Item(
             id=row["task_id"],

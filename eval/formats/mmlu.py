@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from eval.files import Files
-from eval.formats.table import check_options
+from eval.formats.options import Options, read_options
 from eval.items import LETTERS, Item
 from vlm.errors import UserError
 
@@ -24,7 +24,7 @@ def read(files: Files, options: Mapping[str, Any]) -> Iterator[Item]:
     Raises:
         UserError: a file of another form; names the row.
     """
-    check_options("mmlu", options)
+    read_options(Options, options)
     role, split = ("examples", "dev") if files.has("examples") else ("questions", "test")
     if files.paths(role)[0].suffix == ".parquet":
         numbers: dict[str, int] = {}

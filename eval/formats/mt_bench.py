@@ -7,7 +7,7 @@ from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 from eval.files import Files
-from eval.formats.table import check_options
+from eval.formats.options import Options, read_options
 from eval.items import Answer, Item
 from vlm.errors import UserError
 
@@ -23,7 +23,7 @@ def read(files: Files, options: Mapping[str, Any]) -> Iterator[Item]:
     Raises:
         UserError: a question without turns; names it.
     """
-    check_options("mt_bench", options)
+    read_options(Options, options)
     references = {}
     if files.has("references"):
         references = {

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from eval.files import Files, read_text
-from eval.formats.table import check_options
+from eval.formats.options import Options, read_options
 from eval.items import Item
 from vlm.errors import UserError
 
@@ -16,7 +16,7 @@ def read(files: Files, options: Mapping[str, Any]) -> Iterator[Item]:
     Raises:
         UserError: a file is empty.
     """
-    check_options("text", options)
+    read_options(Options, options)
     for path in files.paths("texts"):
         name = path.relative_to(files.folder).as_posix()
         text = read_text(path)

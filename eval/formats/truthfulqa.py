@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from eval.files import Files
-from eval.formats.table import check_options
+from eval.formats.options import Options, read_options
 from eval.items import Item
 from vlm.errors import UserError
 
@@ -24,7 +24,7 @@ def read(files: Files, options: Mapping[str, Any]) -> Iterator[Item]:
     Raises:
         UserError: a question without true or without false answers; names it.
     """
-    check_options("truthfulqa", options)
+    read_options(Options, options)
     categories = {}
     if files.has("table"):
         categories = {_key(row["Question"]): row["Category"] for _, row in files.rows("table")}

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from eval.files import Files, read_text
-from eval.formats.table import check_options
+from eval.formats.options import Options, read_options
 from eval.formats.text import count_units
 from eval.items import Item
 
@@ -45,7 +45,7 @@ def read(files: Files, options: Mapping[str, Any]) -> Iterator[Item]:
     The text that is measured is written without the data set's spaces around marks; its
     probability is divided among the words and bytes of what was published, as lm-eval does.
     """
-    check_options("wikitext", options)
+    read_options(Options, options)
     for path in files.paths("texts"):
         for number, page in enumerate(split_pages(read_text(path))):
             yield Item(id=f"{path.name}/{number}", question=detokenise(page), facts=count_units(page))
