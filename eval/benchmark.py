@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
+from eval.conditions import Attack, Corruption
+from eval.corruptions import corrupted
 from eval.files import Files
 from eval.formats.table import find_reader
 from eval.items import Item
@@ -84,6 +86,8 @@ class BenchmarkConfig(_Section):
     answer_prefix: raw text only, stands between the prompt and the answer ("Answer:").
     rule: how a written answer is read (eval/rules.py).
     circular: ask a question with n choices n times, each time with the choices rotated by one.
+    corruption, attack: what is done to the pictures first, one after the other
+        (eval/conditions.py).
     metrics: the first one's first figure is the headline (eval/metrics/table.py).
     baselines: `blind` is the same model without pictures, `majority` the most frequent answer of
         the item's type.
@@ -108,6 +112,8 @@ class BenchmarkConfig(_Section):
     rule: Rule = "text"
     few_shot: FewShot | None = None
     circular: bool = False
+    corruption: Corruption | None = None
+    attack: Annotated[Attack, Field(discriminator="kind")] | None = None
     metrics: tuple[str, ...] = Field(min_length=1)
     baselines: tuple[Literal["blind", "majority"], ...] = ("blind", "majority")
     num_items: NonNegativeInt | None = None
@@ -118,6 +124,10 @@ class BenchmarkConfig(_Section):
             raise ValueError("answer_prefix is for raw text: set chat to false, or remove it")
         if self.system is not None and not self.chat:
             raise ValueError("system is a message: set chat to true, or put it into the prompt")
+        if self.attack is not None and not (self.chat and self.few_shot is None):
+            raise ValueError("an attack is on what is asked alone: needed are chat and no few_shot")
+        if self.attack is not None and self.ask == "perplexity":
+            raise ValueError("an attack is on pictures, which ask: perplexity does not show")
         unknown = set(self.optional_files) - set(self.files)
         if unknown:
             raise ValueError(f"optional_files has {sorted(unknown)[0]!r}, which files has not")
@@ -139,6 +149,7 @@ class BenchmarkConfig(_Section):
         """
         seen: set[str] = set()
         for item in find_reader(self.format)(self.open(data), self.options):
+            item = corrupted(item, self.corruption)
             for copy in circular_copies(item) if self.circular else (item,):
                 if copy.id in seen:
                     raise UserError(f"{self.name}: two items have the id {copy.id!r}")
