@@ -134,7 +134,8 @@ def test_an_evaluation_that_was_killed_goes_on_to_the_same_files(
     run("whole", batch_size=2)
     whole = predictions_path(tmp_path / "whole.json")
     killed = predictions_path(tmp_path / "killed.json")
-    killed.write_bytes(whole.read_bytes()[:1500])
+    header, *lines = whole.read_bytes().splitlines(keepends=True)
+    killed.write_bytes(header + b"".join(lines[:7]) + lines[7][:20])
     asked = []
     plain = vlm.Model.chat_batch
 
