@@ -10,7 +10,8 @@ Names are looked up when first used, so `import vlm` does not import torch.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlm.api import Likelihood, Model, Reply, load
+    from vlm.api import Model, Reply, load
+    from vlm.engine.scoring import Likelihood
 
     __version__: str
 
