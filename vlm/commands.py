@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from vlm.api import Model
 
-CAPTION_BATCH_IMAGES = 32
 CHAT_HELP = "/image PATH adds a picture to the next message, /reset starts anew, /quit leaves"
 
 ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder.")]
@@ -51,7 +50,15 @@ def ask(
 @app.command()
 def caption(
     model: ModelFolder,
-    images: Images,
+    pictures: Annotated[
+        list[Path], typer.Argument(metavar="PATH", help="Picture files, or folders of them.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="A .jsonl or .csv to write to; goes on with what is there."
+        ),
+    ] = None,
     max_tokens: MaxTokens = 128,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
@@ -59,27 +66,23 @@ def caption(
     stop: Stop = None,
     device: Device = "auto",
 ) -> None:
-    """Describe pictures: one line `path: caption` each.
+    """Describe pictures: one line `path: caption` each, or a line of --out.
 
     Files that cannot be read are named on stderr and the others described; the exit code is
-    then 2.
+    then 2. With --out, a run that was stopped goes on where it was; a picture's name is its path
+    below the folder if that is all that is given.
     """
-    from vlm.api import CAPTION_PROMPT
+    from vlm.caption_file import CaptionFile
+    from vlm.captioning import expanded, named_files, print_captions, write_captions
 
     settings = _settings(max_tokens, temperature, top_p, seed, stop)
-    loaded = _load(model, device)
-    num_unreadable = 0
-    for start in range(0, len(images), CAPTION_BATCH_IMAGES):
-        pictures: dict[Path, Image.Image] = {}
-        for path in images[start : start + CAPTION_BATCH_IMAGES]:
-            try:
-                pictures[path] = _read_image(path)
-            except UserError as error:
-                print("error:", error, file=sys.stderr)
-                num_unreadable += 1
-        requests = [([picture], CAPTION_PROMPT) for picture in pictures.values()]
-        for path, text in zip(pictures, loaded.answer_batch(requests, **settings), strict=True):
-            print(f"{path}: {' '.join(text.split())}", flush=True)
+    if out is None:
+        paths = expanded(pictures)
+        num_unreadable = print_captions(_load(model, device), paths, **settings)
+    else:
+        files = named_files(pictures)
+        with CaptionFile(out) as written:
+            num_unreadable = write_captions(_load(model, device), files, written, **settings)
     if num_unreadable:
         raise typer.Exit(2)
 
