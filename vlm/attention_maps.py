@@ -43,7 +43,8 @@ class ImageAttention:
     def tiles(self) -> Tensor:
         """The share of every tile, all its tokens together: (A, T)."""
         rows, columns = self.canvas
-        split = self.patches.unflatten(2, (columns, -1)).unflatten(1, (rows, -1))
+        num_tokens, height, width = self.patches.shape
+        split = self.patches.view(num_tokens, rows, height // rows, columns, width // columns)
         return split.sum(dim=(2, 4)).flatten(1) + self.prefix
 
 
@@ -202,8 +203,10 @@ def image_attention(
     sizes = [image.num_tiles * vision.num_tokens for image in images]
     rows, columns = images[number].canvas
     grid = vision.tile_size_px // vision.patch_size_px
-    tokens = average.split(sizes, dim=1)[number].unflatten(1, (rows * columns, -1))  # (A, T, N)
-    prefix, patches = tokens.split([vision.num_prefix_tokens, grid * grid], dim=2)
-    patches = patches.unflatten(1, (rows, columns)).unflatten(3, (grid, grid))
-    patches = patches.transpose(2, 3).flatten(3, 4).flatten(1, 2)  # (A, rows*grid, columns*grid)
-    return ImageAttention(patches, prefix.sum(dim=2), (rows, columns))
+    own = torch.split(average, sizes, dim=1)[number]
+    tokens = own.view(len(own), rows * columns, vision.num_tokens)  # (A, T, N)
+    prefix = tokens[:, :, : vision.num_prefix_tokens].sum(dim=2)
+    patches = tokens[:, :, vision.num_prefix_tokens :]
+    patches = patches.reshape(len(own), rows, columns, grid, grid).transpose(2, 3)
+    patches = patches.reshape(len(own), rows * grid, columns * grid)
+    return ImageAttention(patches, prefix, (rows, columns))

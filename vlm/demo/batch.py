@@ -1,4 +1,4 @@
-"""The tab "Many pictures": captions of a folder, as a table and a CSV file."""
+"""The tab "Batch": captions of a folder, as a table and a CSV file."""
 
 import tempfile
 from collections.abc import Iterator, Sequence

@@ -92,7 +92,7 @@ def chat_tab(model: Model, config: DemoConfig, pictures: Sequence[Path]) -> None
                 raise
         if not text:
             gr.Info("The model answered nothing.")
-        yield gr.skip(), gr.skip(), gr.MultimodalTextbox(interactive=True)
+        yield gr.skip(), gr.skip(), _freed()
 
     talk = gr.State(())
     chatbot = gr.Chatbot(
@@ -115,8 +115,8 @@ def chat_tab(model: Model, config: DemoConfig, pictures: Sequence[Path]) -> None
         elem_id="chat-box",
     )
     with gr.Row():
-        stop = gr.Button("Stop", size="sm", elem_id="chat-stop")
-        anew = gr.Button("New conversation", size="sm", elem_id="chat-new")
+        stop = gr.Button("Stop", size="sm", min_width=80, elem_id="chat-stop")
+        anew = gr.Button("New conversation", size="sm", min_width=80, elem_id="chat-new")
     gr.Examples(
         [
             [{"text": example.question, "files": [str(path)]}]
@@ -129,12 +129,16 @@ def chat_tab(model: Model, config: DemoConfig, pictures: Sequence[Path]) -> None
     writing = box.submit(
         answer, [box, talk], [chatbot, talk, box], preprocess=False, api_visibility="private"
     )
-    free = gr.MultimodalTextbox(interactive=True)
-    stop.click(lambda: free, None, box, cancels=[writing], api_visibility="private")
+    stop.click(_freed, None, box, cancels=[writing], api_visibility="private")
     anew.click(
-        lambda: ([], (), free),
+        lambda: ([], (), _freed()),
         None,
         [chatbot, talk, box],
         cancels=[writing],
         api_visibility="private",
     )
+
+
+def _freed() -> gr.MultimodalTextbox:
+    """The box, ready for the next message."""
+    return gr.MultimodalTextbox(interactive=True)

@@ -14,7 +14,6 @@ from vlm.api import CAPTION_PROMPT, Model
 from vlm.attention_maps import ImageAttention, Placement, answer_attention, image_attention
 from vlm.chat.words import Word, answer_words
 from vlm.demo.config import DemoConfig
-from vlm.demo.examples import EXAMPLES
 from vlm.demo.overlay import DRAWN_PX, draw_attention
 from vlm.demo.uploads import FileData, read_upload, shown_errors
 from vlm.errors import UserError
@@ -131,8 +130,8 @@ def looking_tab(model: Model, config: DemoConfig, pictures: Sequence[Path]) -> N
             question = gr.Textbox(CAPTION_PROMPT, label="Question", elem_id="look-question")
             button = gr.Button("Answer and show", variant="primary", elem_id="look-button")
             gr.Examples(
-                [[str(path), e.question] for path, e in zip(pictures, EXAMPLES, strict=True)],
-                [picture, question],
+                [[str(path)] for path in pictures],
+                [picture],
                 label="Examples",
                 api_visibility="private",
             )

@@ -12,7 +12,7 @@ from vlm.attention_maps import Box, Placement
 DRAWN_PX = 720
 GLOW = np.array((255, 96, 0), dtype=np.float32)
 # How much of the picture is left where nothing is attended to, and of the glow where most is.
-DIMMED, GLOW_SHARE = 0.35, 0.55
+DIMMED, GLOW_SHARE = 0.3, 0.3
 LINE = (255, 255, 255)
 LABEL_PX = 22
 
@@ -42,13 +42,13 @@ def draw_attention(
 
 
 def _draw_tile(picture: Image.Image, box: Box, label: str) -> None:
-    """Frame a tile and write its share into its top left corner."""
+    """Frame a tile and write its share into its lower left corner."""
     draw = ImageDraw.Draw(picture)
     left, top, right, bottom = box
     draw.rectangle((left, top, right - 1, bottom - 1), outline=LINE, width=2)
     font = ImageFont.load_default(LABEL_PX)
-    corner = left + 8, top + 6
-    around = draw.textbbox(corner, label, font=font)
+    corner = left + 12, bottom - 12
+    around = draw.textbbox(corner, label, font=font, anchor="lb")
     padded = around[0] - 6, around[1] - 4, around[2] + 6, around[3] + 4
     draw.rounded_rectangle(padded, radius=6, fill=(0, 0, 0))
-    draw.text(corner, label, font=font, fill=LINE)
+    draw.text(corner, label, font=font, anchor="lb", fill=LINE)

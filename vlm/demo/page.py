@@ -17,10 +17,15 @@ SWEEP_S = 300
 FONT = ("system-ui", "sans-serif")
 MONOSPACE = ("ui-monospace", "monospace")
 CSS = """
-.gradio-container { max-width: 1100px !important; margin: auto; }
+.gradio-container { max-width: 1100px !important; width: 100%; margin: auto; }
 #title h1 { margin: 0; }
 #look-words label { overflow-wrap: anywhere; }
+#chat [aria-label="Share"], #chat [title="Share"] { display: none; }
 footer { display: none !important; }
+@media (max-width: 480px) {
+    .gradio-container .main { padding: 12px !important; }
+    .tab-container button { padding: 0 8px !important; }
+}
 """
 
 
@@ -41,7 +46,7 @@ def make_page(model: Model, config: DemoConfig, folder: Path) -> gr.Blocks:
             captions_tab(model, config, pictures)
         with gr.Tab("Chat"):
             chat_tab(model, config, pictures)
-        with gr.Tab("Many pictures"):
+        with gr.Tab("Batch"):
             batch_tab(model, config, folder)
         with gr.Tab("Where it looks"):
             looking_tab(model, config, pictures)

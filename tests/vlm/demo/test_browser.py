@@ -21,7 +21,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next((found for name in BROWSERS if (found := shutil.which(name))), None)
 MAX_TOKENS = 40
 PHONE = {"width": 390, "height": 844}
-TABS = ("Caption", "Chat", "Many pictures", "Where it looks")
+TABS = ("Caption", "Chat", "Batch", "Where it looks")
 
 pytestmark = [
     pytest.mark.slow,
@@ -184,7 +184,7 @@ def test_a_folder_becomes_a_csv_and_what_cannot_be_read_is_named(
     visit: Visit, model: Model, files: dict[str, Path], tmp_path: Path
 ) -> None:
     page = visit.page
-    visit.open("Many pictures")
+    visit.open("Batch")
     for start in ("uploads", "folder"):
         if start == "uploads":
             visit.upload("batch", *files.values())

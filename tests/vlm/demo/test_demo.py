@@ -1,15 +1,10 @@
 """The demo without a browser: what it refuses, what it draws, what it keeps."""
 
-import io
-import json
-import os
 import socket
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import numpy as np
 import pytest
 import torch
@@ -25,112 +20,15 @@ from vlm.demo.config import DemoConfig
 from vlm.demo.examples import EXAMPLES, draw_example
 from vlm.demo.looking import ALL_LAYERS, ALL_WORDS, draw_look, look
 from vlm.demo.overlay import draw_attention
-from vlm.demo.run import running
 from vlm.demo.uploads import read_upload
 from vlm.errors import UserError
 
-MAX_BYTES = 20_000
 FILE = {"_type": "gradio.FileData"}
 
 
 @pytest.fixture(scope="module")
 def model(open_model_folder: Path) -> Model:
     return vlm.load(open_model_folder, device="cpu")
-
-
-@dataclass
-class Page:
-    """A demo that runs in this process."""
-
-    client: httpx2.Client
-    uploads: Path
-
-    def upload(self, name: str, content: bytes) -> httpx2.Response:
-        """Upload a file as the page does."""
-        return self.client.post("/gradio_api/upload", files={"files": (name, content)})
-
-    def join(self, path: str, **more: Any) -> httpx2.Response:
-        """Ask for the caption of a file."""
-        config = self.client.get("/config").json()
-        named = [d for d in config["dependencies"] if "change" in [t[1] for t in d["targets"]]]
-        data = [{"path": path, "meta": FILE, **more}]
-        body = {"data": data, "fn_index": named[0]["id"], "session_hash": "s"}
-        return self.client.post("/gradio_api/queue/join", json=body)
-
-
-@pytest.fixture(scope="module")
-def served(model: Model) -> Iterator[Page]:
-    config = DemoConfig(port=0, max_image_bytes=MAX_BYTES, max_tokens=4)
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("GRADIO_TEMP_DIR", "")
-        environment.setenv("GRADIO_ANALYTICS_ENABLED", "")
-        with running(model, config) as address:
-            with httpx2.Client(base_url=address, timeout=20, trust_env=False) as client:
-                yield Page(client, Path(os.environ["GRADIO_TEMP_DIR"]))
-
-
-def test_an_uploaded_picture_is_taken_and_one_too_large_is_not(
-    served: Page, picture: Callable[..., Image.Image]
-) -> None:
-    content = io.BytesIO()
-    picture(1).save(content, "PNG")
-    (path,) = served.upload("a.png", content.getvalue()).json()
-    assert Path(path).is_relative_to(served.uploads)
-    assert served.join(path).status_code == 200
-    assert served.upload("b.png", b"0" * (MAX_BYTES + 1)).status_code == 413
-
-
-@pytest.mark.parametrize("named", ["{file}", "{uploads}/../secret", "file://{file}", "{url}", 1])
-def test_no_file_but_an_uploaded_one_is_read_and_nothing_is_fetched(
-    served: Page, named: Any, tmp_path: Path
-) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as sink:
-        sink.settimeout(0.2)
-        secret = tmp_path / "secret.png"
-        Image.new("RGB", (4, 4)).save(secret)
-        url = f"http://127.0.0.1:{sink.getsockname()[1]}/a.png"
-        if isinstance(named, str):
-            named = named.format(file=secret, uploads=served.uploads, url=url)
-        assert served.join(named).status_code == 400
-        assert served.join(str(served.uploads / "a"), url="data:image/png,x").status_code == 400
-        with pytest.raises(TimeoutError):
-            sink.accept()
-
-
-@pytest.mark.parametrize(
-    ("method", "path", "status"),
-    [
-        ("GET", "/", 200),
-        ("GET", "/theme.css", 200),
-        ("GET", "/gradio_api/file=/etc/hostname", 403),
-        ("GET", "/gradio_api/file=http://127.0.0.1/", 404),
-        ("GET", "/gradio_api/proxy=http://127.0.0.1/", 404),
-        ("GET", "/monitoring", 404),
-        ("GET", "/docs", 404),
-        ("POST", "/gradio_api/run/describe", 404),
-        ("POST", "/gradio_api/process_recording", 404),
-        ("POST", "/gradio_api/queue/join", 400),
-        ("DELETE", "/", 404),
-    ],
-)
-def test_only_what_the_page_needs_is_offered(
-    served: Page, method: str, path: str, status: int
-) -> None:
-    response = served.client.request(method, path)
-    assert response.status_code == status
-    policy = response.headers["content-security-policy"]
-    assert "default-src 'self'" in policy and "http" not in policy
-
-
-def test_a_large_request_is_refused(served: Page) -> None:
-    body = json.dumps({"data": ["x" * 5_000_000]})
-    assert served.client.post("/gradio_api/queue/join", content=body).status_code == 413
-
-
-def test_the_page_names_no_other_host(served: Page) -> None:
-    config = served.client.get("/config").json()
-    assert config["analytics_enabled"] is False
-    assert "http" not in served.client.get("/theme.css").text
 
 
 def test_a_port_that_is_taken_is_named(
@@ -194,7 +92,8 @@ def test_examples_have_the_models_canvases() -> None:
         columns, rows = example.size
         assert drawn.size == (48 * columns, 48 * rows)
         assert choose_canvas(drawn.height, drawn.width, 48, 4) == (rows, columns)
-        assert len(set(drawn.getdata())) > 10
+        colours = drawn.getcolors(drawn.width * drawn.height)
+        assert colours is not None and len(colours) > 10  # edges are smooth
 
 
 def test_a_look_has_the_answers_words_and_draws_each(
@@ -219,7 +118,7 @@ def test_the_brightest_patch_is_drawn_brightest_and_tiles_are_framed() -> None:
     grey = Image.new("RGB", (32, 16), (100, 100, 100))
     drawn = np.asarray(draw_attention(grey, placement, patches, [0.25, 0.75])).astype(int)
     assert drawn.shape == (360, 720, 3)
-    assert drawn[270, 450].tolist() == [185, 98, 45]  # 45 % of the picture, 55 % of the glow
-    assert drawn[270, 630].tolist() == [35, 35, 35]  # dimmed
+    assert drawn[270, 450].tolist() == [146, 99, 70]  # 70 % of the picture, 30 % of the glow
+    assert drawn[270, 630].tolist() == [30, 30, 30]  # dimmed
     assert drawn[200, 361].tolist() == [255, 255, 255]  # the frame of the right tile
-    assert (drawn[6:30, 8:60] > 200).any()  # its share, written
+    assert (drawn[330:350, 10:60] > 200).any()  # its share, written
