@@ -145,9 +145,11 @@ class BenchmarkConfig(_Section):
             raise ValueError(f"optional_files has {sorted(unknown)[0]!r}, which files has not")
         return self
 
-    def open(self, data: Path) -> Files:
+    def open(self, data: Path, names_only: bool = False) -> Files:
         """The benchmark's files in a folder.
 
+        Args:
+            names_only: pictures need not be there.
         Raises:
             UserError: one is missing; says what is needed and where it comes from.
         """
@@ -158,6 +160,7 @@ class BenchmarkConfig(_Section):
             self.source.get,
             self.name,
             self.only_with_pictures,
+            names_only,
         )
 
     def examples(self, data: Path) -> list[Item]:
@@ -174,19 +177,22 @@ class BenchmarkConfig(_Section):
         files = Files(data, wanted, self.optional_files, self.source.get, self.name)
         return list(find_reader(self.format)(files, self.options))
 
-    def items(self, data: Path, left_out: list[str] | None = None) -> Iterator[Item]:
+    def items(
+        self, data: Path, left_out: list[str] | None = None, names_only: bool = False
+    ) -> Iterator[Item]:
         """Read the items in the order of their files, with circular copies.
 
         An item that is in a group is one of the copies already: published files may hold them.
 
         Args:
             left_out: gets the ids of those that `only_with_pictures` leaves out.
+            names_only: pictures need not be there, for what only scores answers.
         Raises:
             UserError: a file, or a picture that is not to be left out, is missing, or a file is
                 not of the format.
         """
         seen: set[str] = set()
-        files = self.open(data)
+        files = self.open(data, names_only)
         for read in find_reader(self.format)(files, self.options):
             if any(picture.name in files.absent for picture in read.images):
                 if left_out is not None:

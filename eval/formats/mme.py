@@ -63,6 +63,8 @@ def _picture(files: Files, task: Path, stem: str) -> Picture:
             path = folder / f"{stem}{extension}"
             if path.is_file():
                 return Picture(f"{task.name}/{path.name}", path.read_bytes)
+    if files.names_only:
+        return files.picture(f"{task.name}/{stem}")
     if files.only_with_pictures:
         files.absent.add(f"{task.name}/{stem}")
         return Picture(f"{task.name}/{stem}", bytes).without_content()
