@@ -15,7 +15,10 @@ from vlm.errors import UserError
 
 CONFIGS = PACKAGE_ROOT / "configs" / "eval"
 
-Rule = Literal["text", "first_line", "yes_no", "letter", "choice", "number", "code"]
+Rule = Literal[
+    "text", "first_line", "yes_no", "letter", "choice", "number", "code",
+    "pope", "mme", "scienceqa", "mmbench", "mmmu",
+]  # fmt: skip
 Ask = Literal["generate", "choose", "perplexity", "classify", "retrieve"]
 
 

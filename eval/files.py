@@ -120,15 +120,17 @@ class Files:
             else:
                 yield path.name, read_text(path)
 
-    def picture(self, *names: str) -> Picture:
-        """A picture by its file name, or by its path below `images`; the first that is there.
+    def picture(self, *names: str, by_path: bool = False) -> Picture:
+        """A picture by its file name, or by the end of its path; the first name that is there.
 
+        Args:
+            by_path: never by the file name alone: many pictures are called `image.png`.
         Raises:
-            UserError: there is none.
+            UserError: there is none, or several end so.
         """
         for name in names:
             for pictures in self._pictures:
-                for candidate in (name, Path(name).name):
+                for candidate in (name,) if by_path else (name, Path(name).name):
                     if candidate in pictures:
                         return pictures[candidate]
         if self.only_with_pictures:
@@ -207,7 +209,7 @@ def _find(folder: Path, pattern: str) -> list[Path]:
 
 
 def _list_pictures(path: Path) -> dict[str, Picture]:
-    """Pictures of a folder or a tar, by path and, where it is no other's, by file name."""
+    """Pictures of a folder or a tar, by path and, where no other ends so, by the end of it."""
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS)
         pictures = {
@@ -216,10 +218,13 @@ def _list_pictures(path: Path) -> dict[str, Picture]:
         }
     else:
         pictures = dict(_tar_pictures(path))
-    by_name: dict[str, Picture] = {}
+    by_end: dict[str, Picture | None] = {}
     for name, picture in pictures.items():
-        by_name.setdefault(Path(name).name, picture)
-    return {**by_name, **pictures}
+        end = name
+        while "/" in end:
+            _, _, end = end.partition("/")
+            by_end[end] = None if end in by_end else picture
+    return {**{end: found for end, found in by_end.items() if found is not None}, **pictures}
 
 
 def _tar_texts(path: Path) -> Iterator[tuple[str, str]]:
