@@ -48,11 +48,10 @@ def read(files: Files, options: Mapping[str, Any]) -> Iterator[Item]:
 def _item(
     files: Files, question: Row, annotation: Row, subset: str, names: Mapping[str, str]
 ) -> Item:
-    image_id = question["image_id"] if "image" not in question else question.get("image_id")
-    if image_id is None:  # OK-VQA's table on the hub does not say
-        shown = (f"{question['question_id']}",)
-    else:
-        shown = coco_names(int(image_id), subset)
+    # OK-VQA's table on the hub does not number its pictures.
+    shown: tuple[str, ...] = (str(question["question_id"]),)
+    if "image_id" in question or "image" not in question:
+        shown = coco_names(int(question["image_id"]), subset)
     kind = names.get(annotation.get("question_type", ""))
     return Item(
         id=str(question["question_id"]),
