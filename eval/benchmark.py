@@ -81,13 +81,16 @@ class BenchmarkConfig(_Section):
     choose_by: what is scored of a choice: its `letter`, or its `text`.
     normalise: choose by the log probability as it is (`none`), divided by the `tokens` or by the
         `characters` of a choice.
+    header: raw text only, once before the examples; may have the item's fields in braces.
     answer_prefix: raw text only, stands between the prompt and the answer ("Answer:").
+    answer_lead: raw text only, what each choice, and each example's answer, begins with.
+    image_tags: `<image 1>` in a prompt is the place of the item's first picture.
     rule: how a written answer is read (eval/rules.py).
     circular: ask a question with n choices n times, each time with the choices rotated by one.
     metrics: the first one's first figure is the headline (eval/metrics/table.py).
     baselines: `blind` is the same model without pictures, `majority` the most frequent answer of
         the item's type.
-    expected: facts of the published files that reading checks, where they are whole: `items`.
+    num_items: how many the published files have; a report of fewer says so.
     """
 
     name: str
@@ -103,7 +106,10 @@ class BenchmarkConfig(_Section):
     system: str | None = None
     choose_by: Literal["letter", "text"] = "text"
     normalise: Literal["none", "tokens", "characters"] = "none"
+    header: str = ""
     answer_prefix: str = ""
+    answer_lead: str = " "
+    image_tags: bool = False
     decoding: Decoding = Decoding()
     rule: Rule = "text"
     few_shot: FewShot | None = None
@@ -114,8 +120,8 @@ class BenchmarkConfig(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.answer_prefix and self.chat:
-            raise ValueError("answer_prefix is for raw text: set chat to false, or remove it")
+        if self.chat and (self.answer_prefix or self.header):
+            raise ValueError("header and answer_prefix are for raw text: set chat to false")
         if self.system is not None and not self.chat:
             raise ValueError("system is a message: set chat to true, or put it into the prompt")
         unknown = set(self.optional_files) - set(self.files)
@@ -130,6 +136,20 @@ class BenchmarkConfig(_Section):
             UserError: one is missing; says what is needed and where it comes from.
         """
         return Files(data, self.files, self.optional_files, self.source.get, self.name)
+
+    def examples(self, data: Path) -> list[Item]:
+        """The items that may be shown as examples.
+
+        Raises:
+            UserError: their files are missing.
+        """
+        if self.few_shot is None:
+            return []
+        if self.few_shot.files is None:
+            return list(self.items(data))
+        wanted = {**self.files, **self.few_shot.files}
+        files = Files(data, wanted, self.optional_files, self.source.get, self.name)
+        return list(find_reader(self.format)(files, self.options))
 
     def items(self, data: Path) -> Iterator[Item]:
         """Read the items in the order of their files, with circular copies.

@@ -9,7 +9,7 @@ from html import escape
 from typing import NamedTuple
 
 from data.charts import CHART_PX, PLOT_PX, Axis, linear_axis, svg, value_axis, value_grid, value_y
-from eval.metrics import Accuracy
+from eval.intervals import Figure
 
 STRIP_PX = (400, 38)
 STRIP_MARGIN_PX = 16
@@ -57,7 +57,7 @@ def chart(
     )
 
 
-def strip(shares: Mapping[str, Accuracy]) -> str:
+def strip(shares: Mapping[str, Figure]) -> str:
     """Up to three shares one below another on a scale of 0 to 1, each under its class name.
 
     Marks differ in form as well; bars are the 95 % intervals.
@@ -65,9 +65,9 @@ def strip(shares: Mapping[str, Accuracy]) -> str:
     parts = []
     for row, ((name, share), mark) in enumerate(zip(shares.items(), STRIP_MARKS, strict=False)):
         y = 8 + 11 * row
-        x, low, high = (_strip_x(value) for value in (share.value, share.low, share.high))
+        x, low, high = (_strip_x(value) for value in share.numbers)
         parts.append(
-            f"<g class={name}><title>{name}: {100 * share.value:.1f} %</title>"
+            f"<g class={name}><title>{name}: {100 * share.numbers[0]:.1f} %</title>"
             f'<path class=whisker d="M{low} {y}H{high}"/>{mark.format(x=x, y=y)}</g>'
         )
     grid = "".join(f"M{_strip_x(share)} 0V{STRIP_PX[1]}" for share in (0, 0.25, 0.5, 0.75, 1))

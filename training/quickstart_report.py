@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from data.charts import linear_axis
-from eval.metrics import Accuracy
-from eval.report import Report
+from eval.intervals import Figure
+from eval.report import SIDES, Report
 from training.charts import Curve, chart, strip, strip_scale
 from training.config import StageName
 from training.stages import STAGES
@@ -100,9 +100,9 @@ def _head(report: Report, seconds: float, seed: int, machine: str) -> str:
         f'<div class="tile {name}"><span>{label}</span><b>{_percent(figure)}</b>'
         f"<small>95 %: {_interval(figure)}<br>{meaning}</small></div>"
         for name, label, figure, meaning in (
-            ("model", "the model", row.accuracy, "sees the picture"),
-            ("blind", "blind", row.blind, "the same model, picture withheld"),
-            ("majority", "majority", row.majority, "the usual answer of each type"),
+            ("model", "the model", row.headline(), "sees the picture"),
+            ("blind", "blind", row.headline("blind"), "the same model, picture withheld"),
+            ("majority", "majority", row.headline("majority"), "the usual answer of each type"),
         )
     )
     commit, _, changed = (run.commit or "not known").partition("-")
@@ -112,12 +112,12 @@ def _head(report: Report, seconds: float, seed: int, machine: str) -> str:
         "device": run.device,
         "seed": seed,
         "commit": commit[:12] + (" with local changes" if changed else ""),
-        "test data": run.data.manifest_sha256[:12],
+        "test data": run.data.sha256[:12],
     }
     versions = ", ".join(f"{name} {number}" for name, number in run.versions.items())
     return (
         f"<header><p class=eyebrow>vlm quickstart</p>"
-        f"<h1>{_percent(row.accuracy)} of {row.num_questions:,} held-out questions answered right"
+        f"<h1>{_percent(row.headline())} of {row.num_items:,} held-out questions answered right"
         f"</h1><p class=lead>A vision-language model, trained from random weights in "
         f"{_duration(seconds)}, asked about pictures that it had never seen.</p>"
         f"<div class=tiles>{tiles}</div><dl class=facts>{_pairs(facts)}</dl>"
@@ -128,10 +128,10 @@ def _head(report: Report, seconds: float, seed: int, machine: str) -> str:
 def _table(report: Report) -> str:
     rows = []
     for name, row in report.rows:
-        figures = {"model": row.accuracy, "blind": row.blind, "majority": row.majority}
+        figures = {str(side): row.headline(side) for side in SIDES}
         rows.append(
             f"<tr{' class=all' if row is report.overall else ''}>"
-            f"<th scope=row>{escape(name)}</th><td>{row.num_questions:,}</td>"
+            f"<th scope=row>{escape(name)}</th><td>{row.num_items:,}</td>"
             f"<td class=strip>{strip(figures)}</td>{''.join(map(_cell, figures.values()))}</tr>"
         )
     source = report.run.majority_from
@@ -144,14 +144,14 @@ def _table(report: Report) -> str:
         "<th scope=col><i class='dot blind'></i>blind</th>"
         "<th scope=col><i class='dot majority'></i>majority</th></tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div><p class=quiet>Percent of right answers, "
-        "with 95 % Wilson intervals below and as bars. Blind: the same model and questions, no "
+        "with 95 % intervals below and as bars. Blind: the same model and questions, no "
         f"picture. Majority: a type's most frequent answer, counted on {counted}.</p>"
         "</section>"
     )
 
 
-def _cell(figure: Accuracy) -> str:
-    return f"<td>{100 * figure.value:.1f}<small>{_interval(figure)}</small></td>"
+def _cell(figure: Figure) -> str:
+    return f"<td>{100 * figure.numbers[0]:.1f}<small>{_interval(figure)}</small></td>"
 
 
 def _stages(stages: Sequence[StageResult]) -> str:
@@ -276,12 +276,13 @@ def _pairs(facts: dict[str, Any]) -> str:
     )
 
 
-def _percent(figure: Accuracy) -> str:
-    return f"{100 * figure.value:.1f} %"
+def _percent(figure: Figure) -> str:
+    return f"{100 * figure.numbers[0]:.1f} %"
 
 
-def _interval(figure: Accuracy) -> str:
-    return f"{100 * figure.low:.1f}&ndash;{100 * figure.high:.1f}"
+def _interval(figure: Figure) -> str:
+    _, low, high = figure.numbers
+    return f"{100 * low:.1f}&ndash;{100 * high:.1f}"
 
 
 def _duration(seconds: float) -> str:

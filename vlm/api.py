@@ -130,28 +130,60 @@ class Model:
         batch_size: int = 32,
         **settings: Any,
     ) -> list[str]:
-        """Answer (images, question) requests, up to `batch_size` at a time.
+        """Answer (images, question) requests, up to `batch_size` at a time; see `chat_batch`."""
+        chats = [_question_chat(images, question) for images, question in requests]
+        return [reply.text for reply in self.chat_batch(chats, batch_size, **settings)]
 
-        Requests that show the same objects as images stay together: such an image is read, tiled
-        and encoded once.
+    def chat_batch(
+        self,
+        conversations: Sequence[Sequence[Mapping[str, Any]]],
+        batch_size: int = 32,
+        **settings: Any,
+    ) -> list[Reply]:
+        """Answer the last messages of many conversations, up to `batch_size` at a time.
+
+        Conversations that show the same objects as images stay together: such an image is read,
+        tiled and encoded once.
         """
         tiled: dict[int, TiledImage] = {}
-        for image in (image for images, _ in requests for image in images):
-            if id(image) not in tiled:
-                tiled[id(image)] = self.processor.tile(read_image(image))
-        prompts = [
-            self.processor.encode(
-                *_question_chat(question, [tiled[id(image)] for image in images]),
-                add_generation_prompt=True,
-            )
-            for images, question in requests
-        ]
+        prompts = []
+        for messages in conversations:
+            plain, images = _split_images(messages)
+            for image in images:
+                if id(image) not in tiled:
+                    tiled[id(image)] = self.processor.tile(read_image(image))
+            shown = [tiled[id(image)] for image in images]
+            prompts.append(self.processor.encode(plain, shown, add_generation_prompt=True))
+        return self._reply_in_order(prompts, batch_size, settings)
+
+    def complete_batch(
+        self, texts: Sequence[str], batch_size: int = 32, **settings: Any
+    ) -> list[Reply]:
+        """Continue raw texts, without the chat template, as a model of text alone is used.
+
+        The replies' texts are what follows, with the whitespace that it begins with.
+        """
+        prompts = []
+        for text in texts:
+            ids = torch.tensor(self.processor.tokenizer.encode_start(text), dtype=torch.int64)
+            if not len(ids):
+                raise UserError("an empty text cannot be continued: the tokenizer has no start")
+            prompts.append(Example(ids, torch.zeros(len(ids), dtype=torch.bool), ()))
+        return self._reply_in_order(prompts, batch_size, settings, strip=False)
+
+    def _reply_in_order(
+        self,
+        prompts: Sequence[Example],
+        batch_size: int,
+        settings: Mapping[str, Any],
+        strip: bool = True,
+    ) -> list[Reply]:
+        """Answer prompts by length; the replies are in the order of the prompts."""
         order = _batch_order(prompts)
-        replies = self._reply([prompts[index] for index in order], settings, batch_size)
-        texts = [""] * len(prompts)
-        for index, reply in zip(order, replies, strict=True):
-            texts[index] = reply.text
-        return texts
+        sorted_prompts = [prompts[index] for index in order]
+        replies = self._reply(sorted_prompts, settings, batch_size, strip=strip)
+        placed = dict(zip(order, replies, strict=True))
+        return [placed[index] for index in range(len(prompts))]
 
     def _reply(
         self,
@@ -159,13 +191,14 @@ class Model:
         settings: Mapping[str, Any],
         max_slots: int = 1,
         seeds: Sequence[int | None] | None = None,
+        strip: bool = True,
     ) -> list[Reply]:
         answers: list[RunningAnswer] = []
         for running in self._run(prompts, self._config(settings), max_slots, seeds):
             answers = running
         return [
             Reply(
-                answer.text.text.strip(),
+                answer.text.text.strip() if strip else answer.text.text,
                 "stop" if answer.finish_reason == "stop" else "length",
                 Usage(
                     prompt_tokens=len(prompt.input_ids),
@@ -279,12 +312,10 @@ def _as_sequence(images: ImageSource | Sequence[ImageSource]) -> Sequence[ImageS
     return images
 
 
-def _question_chat(
-    question: str, images: Sequence[TiledImage]
-) -> tuple[list[dict[str, Any]], Sequence[TiledImage]]:
-    """A chat that shows images and asks a question, and its images."""
-    parts = [*({"type": "image"} for _ in images), {"type": "text", "text": question}]
-    return [{"role": "user", "content": parts}], images
+def _question_chat(images: Sequence[ImageSource], question: str) -> list[dict[str, Any]]:
+    """A chat that shows images and asks a question."""
+    parts = [*({"type": "image", "image": image} for image in images)]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
 
 
 def _batch_order(prompts: Sequence[Example]) -> list[int]:

@@ -1,18 +1,18 @@
 """Which formats there are, by the name that a benchmark's configuration uses."""
 
 from collections.abc import Callable, Iterator, Mapping
-from importlib import import_module
 from typing import Any
 
 from eval.files import Files
+from eval.formats import shards
 from eval.items import Item
 from vlm.errors import UserError
 
 # From a benchmark's files and the reader's options to items, in the order of the files.
 Reader = Callable[[Files, Mapping[str, Any]], Iterator[Item]]
 
-FORMATS = {
-    "shards": "eval.formats.shards:read",
+FORMATS: dict[str, Reader] = {
+    "shards": shards.read,
 }
 
 
@@ -24,6 +24,4 @@ def find_reader(name: str) -> Reader:
     """
     if name not in FORMATS:
         raise UserError(f"there is no format {name!r}; there are {', '.join(FORMATS)}")
-    module, _, function = FORMATS[name].partition(":")
-    reader: Reader = getattr(import_module(module), function)
-    return reader
+    return FORMATS[name]

@@ -1,10 +1,10 @@
-"""How right an answer is, and how sure a share of right answers is."""
+"""Short answers, right if they are one that counts as right."""
 
-import math
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from pydantic import BaseModel, ConfigDict
+from eval.items import Answer, Item
+from eval.metrics.measured import Measured, mean
 
 ARTICLES = frozenset(("a", "an", "the"))
 NUMBER_WORDS = {
@@ -16,19 +16,6 @@ NUMBER_WORDS = {
 # VQA asks ten people; an answer that three of them gave is right.
 NUM_PEOPLE = 10
 ENOUGH_PEOPLE = 3
-# The normal distribution's quantile for 95 %.
-Z_95 = 1.959964
-
-
-class Accuracy(BaseModel):
-    """A share of right answers in 0..1, with the bounds of its 95 % interval."""
-
-    model_config = ConfigDict(frozen=True)
-
-    value: float
-    low: float
-    high: float
-    num_questions: int
 
 
 def normalise(answer: str) -> str:
@@ -62,30 +49,7 @@ def score(prediction: str, answers: Sequence[str]) -> float:
     return (same * without + (NUM_PEOPLE - same) * min(same / ENOUGH_PEOPLE, 1)) / NUM_PEOPLE
 
 
-def accuracy(scores: Sequence[float]) -> Accuracy:
-    """The mean of scores with its Wilson interval.
-
-    The interval takes questions as independent; for scores between 0 and 1 (VQA accuracy) it is
-    wider than need be. Source: E. B. Wilson, Journal of the American Statistical Association 22
-    (1927), 209-212.
-    """
-    assert scores
-    n = len(scores)
-    mean = sum(scores) / n
-    shrunk = (mean + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
-    spread = Z_95 * math.sqrt(mean * (1 - mean) / n + Z_95**2 / (4 * n**2)) / (1 + Z_95**2 / n)
-    return Accuracy(
-        value=mean,
-        # Rounding must not put the bounds of 0 and 1 on the wrong side.
-        low=min(mean, max(0.0, shrunk - spread)),
-        high=max(mean, min(1.0, shrunk + spread)),
-        num_questions=n,
-    )
-
-
-def accuracy_by_type(scored: Iterable[tuple[str, float]]) -> dict[str, Accuracy]:
-    """Accuracy of each question type, in alphabetical order, from (type, score)."""
-    groups: dict[str, list[float]] = {}
-    for kind, value in scored:
-        groups.setdefault(kind, []).append(value)
-    return {kind: accuracy(groups[kind]) for kind in sorted(groups)}
+def measure(items: Sequence[Item], answers: Sequence[Answer]) -> Measured:
+    """`accuracy`: the mean of `score`."""
+    pairs = zip(items, answers, strict=True)
+    return mean("accuracy", [score(answer.value, item.answers) for item, answer in pairs])

@@ -3,8 +3,12 @@ import re
 import pytest
 
 from data.charts import CHART_PX, MAX_TICKS, PLOT_PX, linear_axis, log_axis, value_axis
-from eval.metrics import accuracy
+from eval.intervals import Figure
 from training.charts import Curve, chart, strip
+
+
+def figure(low: float, value: float, high: float) -> Figure:
+    return Figure(value=value, low=low, high=high)
 
 
 def places(svg: str) -> list[tuple[float, float]]:
@@ -72,7 +76,7 @@ def test_a_curve_without_points_is_left_out_and_a_single_point_gets_a_dot() -> N
 
 
 def test_a_strip_orders_its_shares_from_left_to_right() -> None:
-    svg = strip({"model": accuracy([1.0] * 9 + [0.0]), "blind": accuracy([1.0, 0.0])})
+    svg = strip({"model": figure(0.6, 0.9, 0.98), "blind": figure(0.1, 0.5, 0.9)})
     x_model, x_blind = (float(x) for x in re.findall(r'cx="([\d.]+)"', svg))
     assert x_blind == 200 and x_blind < x_model < 400
     for low, high, x in zip(

@@ -211,6 +211,13 @@ class Tokenizer:
                 self._cache[text] = ids
         return list(ids)
 
+    def encode_start(self, text: str) -> list[int]:
+        """Return the ids of plain text that begins a row: what starts a text comes first, if
+        there is such a token, and the space that some tokenizers put in front of a text.
+        """
+        start = [] if self.bos_id is None else [self.bos_id]
+        return [*start, *_encode(self._plain, text)]
+
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
         """Return the ids of each text.
 

@@ -1,8 +1,7 @@
-import math
-
 import pytest
 
-from eval.metrics import accuracy, accuracy_by_type, normalise, score
+from eval.items import Answer, Item
+from eval.metrics.answers import measure, normalise, score
 
 
 @pytest.mark.parametrize(
@@ -45,28 +44,8 @@ def test_vqa_accuracy_is_the_mean_over_the_sets_of_nine() -> None:
         assert score("cat", tuple(answers)) == pytest.approx(expected)
 
 
-def test_the_interval_is_wilsons() -> None:
-    # Bounds solve |p - x| = z sqrt(x (1 - x) / n).
-    figure = accuracy([1.0] * 30 + [0.0] * 10)
-    assert figure.value == 0.75
-    for bound in (figure.low, figure.high):
-        assert abs(0.75 - bound) == pytest.approx(1.959964 * math.sqrt(bound * (1 - bound) / 40))
-    assert figure.low < 0.75 < figure.high
-
-
-@pytest.mark.parametrize("value", [0.0, 1.0])
-def test_the_interval_of_all_or_nothing_stays_within_bounds(value: float) -> None:
-    figure = accuracy([value] * 20)
-    assert 0 <= figure.low <= figure.value <= figure.high <= 1
-    assert 0.1 < figure.high - figure.low < 0.2
-
-
-def test_more_questions_narrow_the_interval() -> None:
-    few, many = accuracy([1.0, 0.0] * 10), accuracy([1.0, 0.0] * 1000)
-    assert many.high - many.low < (few.high - few.low) / 5
-
-
-def test_types_are_counted_apart() -> None:
-    figures = accuracy_by_type([("shape", 1.0), ("count", 0.0), ("shape", 0.0), ("count", 0.0)])
-    assert {kind: figure.value for kind, figure in figures.items()} == {"count": 0.0, "shape": 0.5}
-    assert figures["shape"].num_questions == 2
+def test_accuracy_is_the_mean_score() -> None:
+    items = [Item("a", "?", answers=("cat",)), Item("b", "?", answers=("dog",))]
+    measured = measure(items, [Answer("Cat.", "Cat."), Answer("cow", "cow")])
+    assert measured.values() == {"accuracy": 0.5}
+    assert measured.item_scores.tolist() == [1, 0]
