@@ -52,5 +52,5 @@ def _ticks(ends: tuple[float, float]) -> list[float]:
 
 def _x(value: float, ends: tuple[float, float]) -> float:
     low, high = ends
-    place = min(max((value - low) / (high - low), 0), 1)
+    place = min(max((value - low) / (high - low), 0.0), 1.0)
     return round(STRIP_MARGIN_PX + place * (STRIP_PX[0] - 2 * STRIP_MARGIN_PX), 1)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.benchmark import BenchmarkConfig
-from eval.intervals import clusters_of
+from eval.intervals import by_cluster, clusters_of
 from eval.items import Answer, Item
 from eval.metrics.measured import Array, Measured
 from eval.paired import Difference, Figure, holm, paired_difference
@@ -145,21 +145,13 @@ def _row(
     of_a, of_b = a.statistics[chosen], b.statistics[chosen]
     clusters = clusters_of(items, a)[chosen]
     difference = paired_difference(
-        _by_cluster(of_a, clusters),
-        _by_cluster(of_b, clusters),
+        by_cluster(of_a, clusters),
+        by_cluster(of_b, clusters),
         figure,
         _is_mean(of_a, figure) and _is_mean(of_b, figure),
     )
     figure_a, figure_b = (float(figure(statistics.sum(axis=0))) for statistics in (of_a, of_b))
     return Row(name, kind, num_items, figure_a, figure_b, difference, difference.p_value)
-
-
-def _by_cluster(statistics: Array, clusters: NDArray[np.int64]) -> Array:
-    """Sums (C, K) of the units' statistics (U, K)."""
-    numbers, place = np.unique(clusters, return_inverse=True)
-    sums = np.zeros((len(numbers), statistics.shape[1]))
-    np.add.at(sums, place, statistics)
-    return sums
 
 
 def _is_mean(statistics: Array, figure: Figure) -> bool:

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from eval.intervals import HIGH, LOW, resampled
+from eval.metrics.measured import Array
+
 # From sums (..., K) to a figure (...).
 Figure = Callable[[Array], Array]
 Test = Literal["mcnemar", "sign flips", "swaps"]
 
-NUM_RESAMPLES = 2_000
 NUM_SWAPS = 10_000
 SEED = 0
 # Rows of resamples at a time: numbers in memory, 64 MB of float64.
@@ -98,21 +98,15 @@ def swapped_p_value(a: Array, b: Array, figure: Figure, num_swaps: int = NUM_SWA
     return (at_least + 1) / (num_swaps + 1)
 
 
-def bootstrap_interval(
-    a: Array, b: Array, figure: Figure, num_resamples: int = NUM_RESAMPLES
-) -> tuple[float, float]:
-    """The 95 % interval of the figure of B less that of A, by percentiles of paired resamples."""
-    num_clusters = len(a)
-    generator = np.random.default_rng(SEED)
-    drawn = []
-    for rows in _chunks(num_resamples, num_clusters):
-        weights = generator.multinomial(num_clusters, [1 / num_clusters] * num_clusters, rows)
-        drawn.append(figure(weights @ b) - figure(weights @ a))
-    differences = np.concatenate(drawn)
+def bootstrap_interval(a: Array, b: Array, figure: Figure) -> tuple[float, float]:
+    """The 95 % interval of the figure of B less that of A: percentiles of paired resamples."""
+    drawn = resampled(np.concatenate([a, b], axis=1))
+    width = a.shape[1]
+    differences = figure(drawn[:, width:]) - figure(drawn[:, :width])
     defined = differences[np.isfinite(differences)]
     if not len(defined):
         return float("nan"), float("nan")
-    low, high = np.percentile(defined, [2.5, 97.5])
+    low, high = np.percentile(defined, [LOW, HIGH])
     return float(low), float(high)
 
 

@@ -205,7 +205,7 @@ class _Asking:
         return {
             "weights_sha256": model_facts(self.model.folder).weights_sha256,
             "benchmark": asked,
-            "items_sha256": _items_sha256(items, ()),
+            "items_sha256": items_sha256(items, ()),
             "blind": blind,
             "device": self.model.device.type,
             "dtype": _dtype(self.model),
@@ -221,7 +221,7 @@ def _kept(benchmark: BenchmarkConfig, data: Path) -> list[Item]:
     return items
 
 
-def _items_sha256(items: Sequence[Item], predictions: Sequence[Prediction]) -> str:
+def items_sha256(items: Sequence[Item], predictions: Sequence[Prediction]) -> str:
     """The hash of all that is asked and of what counts as right; of pictures, if they were read."""
     digest = sha256()
     for item in items:
@@ -244,7 +244,7 @@ def _data_facts(
 ) -> DataFacts:
     return DataFacts(
         folder=str(folder),
-        sha256=_items_sha256(items, predictions),
+        sha256=items_sha256(items, predictions),
         num_items=len(items),
         limit=limit,
         num_published=benchmark.num_items,

@@ -4,6 +4,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from PIL import Image
+
 from vlm.api import Model, Prompt
 from vlm.engine.scoring import Likelihood
 from vlm.errors import UserError
@@ -13,6 +15,7 @@ LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens")
 SAMPLING_NAMES = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
 DEFAULT_MAX_TOKENS = 256  # lm-eval's, for tasks that name no length
 AUTO_BATCH_SIZE = 32
+PLACE = "<image>"  # of a picture, in the texts of both harnesses
 
 
 def answer_settings(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,6 +75,33 @@ def score(
 ) -> list[Likelihood]:
     """How likely each text is after its prompt, which is read once for all that follow it."""
     return [each for (each,) in model.score_batch([(p, [t]) for p, t in requests], batch_size)]
+
+
+def show(
+    messages: Sequence[Mapping[str, Any]], pictures: Sequence[Image.Image]
+) -> list[dict[str, Any]]:
+    """Put pictures into messages of plain text: where `<image>` stands, in order; if it stands
+    nowhere, in front of the last message.
+
+    Raises:
+        UserError: there are more places than pictures, or fewer.
+    """
+    left = [{"type": "image", "image": picture} for picture in pictures]
+    num_places = sum(message["content"].count(PLACE) for message in messages)
+    if num_places not in (0, len(left)):
+        raise UserError(f"a prompt has {num_places} times {PLACE} and {len(left)} pictures")
+    shown = []
+    for message in messages:
+        first, *others = message["content"].split(PLACE)
+        parts = [{"type": "text", "text": first}] if first else []
+        if num_places == 0 and message is messages[-1]:
+            parts, left = [*left, *parts], []
+        for words in others:
+            parts.append(left.pop(0))
+            if words:
+                parts.append({"type": "text", "text": words})
+        shown.append({"role": message["role"], "content": parts})
+    return shown
 
 
 def as_batch_size(given: int | str) -> int:

@@ -112,7 +112,7 @@ def test_the_interval_has_the_width_of_the_paired_mean() -> None:
     b = scores(list(np.where(gains < 0, 0.0, a[:, 0] + gains)))
     low, high = bootstrap_interval(a, b, mean)
     half = 1.96 * gains.std() / math.sqrt(len(gains))
-    # Percentiles of 2,000 resamples are sure to about 5 % of the width.
+    # Percentiles of 1,000 resamples are sure to about 5 % of the width.
     assert (low, high) == pytest.approx((gains.mean() - half, gains.mean() + half), abs=0.15 * half)
 
 
