@@ -1,12 +1,48 @@
 """Which metrics there are, by the name that a benchmark's configuration uses."""
 
-from eval.metrics import answers
+from eval.metrics import (
+    anls,
+    answers,
+    captions,
+    chair,
+    choices,
+    exact,
+    grades,
+    mme,
+    mmmu,
+    perplexity,
+    relaxed,
+    scienceqa,
+    vqa,
+    yes_no,
+)
 from eval.metrics.measured import Metric
 from vlm.errors import UserError
 
 # Libraries that are extras are imported when a metric measures.
 METRICS: dict[str, Metric] = {
+    "anls": anls.measure,
     "answers": answers.measure,
+    "aokvqa": vqa.measure_aokvqa,
+    "captions": captions.measure,
+    "captions_plain": captions.measure_plain,
+    "captions_tokenised": captions.measure_tokenised,
+    "chair": chair.measure,
+    "choices": choices.measure,
+    "circular": choices.measure_circular,
+    "consistency": choices.measure_consistency,
+    "exact": exact.measure,
+    "gqa": exact.measure_gqa,
+    "grades": grades.measure,
+    "likelihood": choices.measure_likelihood,
+    "mme": mme.measure,
+    "mmmu": mmmu.measure,
+    "perplexity": perplexity.measure,
+    "relaxed": relaxed.measure,
+    "scienceqa": scienceqa.measure,
+    "textvqa": vqa.measure_textvqa,
+    "vqa": vqa.measure,
+    "yes_no": yes_no.measure,
 }
 
 
