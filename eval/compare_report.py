@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from eval.compare import Both, Comparison, Row
+from eval.finished_run import NOTED, SHARED, FinishedRun, differences
 from eval.paired import NUM_SWAPS, Test
 
 SURE = 0.05  # p values below count as more than chance
@@ -17,6 +19,26 @@ TESTS: dict[Test, str] = {
     "sign flips": "exact test over the signs of pictures",
     "swaps": f"{NUM_SWAPS:,} random swaps",
 }
+
+
+def print_comparison(
+    console: Console, comparison: Comparison, a: FinishedRun, b: FinishedRun
+) -> None:
+    """Print what was compared, the table, and answers of which one alone is right."""
+    for name, run in (("A", a), ("B", b)):
+        console.print(f"{name}: {run.report.run.model.folder} ({run.path})", markup=False)
+    for name, (old, new) in differences(a.report, b.report, (*SHARED, *NOTED)).items():
+        console.print(f"  differs: {name}: {old} and {new}", markup=False)
+    console.print(terminal_table(comparison))
+    console.print(f"{verdict(comparison)}.", style="bold", markup=False)
+    console.print(explain(comparison), markup=False)
+    for title, flips in (
+        ("B is right where A is not", comparison.gained),
+        ("A is right where B is not", comparison.lost),
+    ):
+        console.print(f"\n{title}: {len(flips):,}", markup=False)
+        if flips:
+            console.print(flips_table(flips))
 
 
 def verdict(comparison: Comparison) -> str:

@@ -31,18 +31,16 @@ def write_page(
     sides: Mapping[Side, Scored],
     benchmark: BenchmarkConfig,
     data: Path,
-    command: str,
 ) -> None:
     """Write the page; pictures of the items that it shows are read once more.
 
     Args:
         data: the folder of the benchmark's files.
-        command: what made the report.
     """
     scored = sides["model"]
     selection = Selection.of(scored)
     items = with_pictures(benchmark, data, [scored.items[index].id for index in selection.all])
-    path.write_text(report_page(report, sides, selection, items, command), encoding="utf-8")
+    path.write_text(report_page(report, sides, selection, items), encoding="utf-8")
 
 
 def report_page(
@@ -50,7 +48,6 @@ def report_page(
     sides: Mapping[Side, Scored],
     selection: Selection,
     items: Mapping[str, Item],
-    command: str,
 ) -> str:
     """The page as text; equal arguments give equal pages.
 
@@ -80,7 +77,7 @@ def report_page(
         ),
         cards("Right answers", "The best of each type in turn.", selection.right),
         cards("A sample", "Drawn from all items, whatever was answered.", selection.drawn),
-        _receipt(report, command),
+        _receipt(report),
     )
     return page(f"{report.title}: {report.run.model.folder}", "\n".join(sections), _STYLE)
 
@@ -179,7 +176,7 @@ def _said(sides: Mapping[Side, Scored], index: int) -> list[Said]:
     ]
 
 
-def _receipt(report: Report, command: str) -> str:
+def _receipt(report: Report) -> str:
     run = report.run
     hidden = ("name", "files", "optional_files", "metrics", "prompt")
     settings = {
@@ -212,6 +209,9 @@ def _receipt(report: Report, command: str) -> str:
             "versions": ", ".join(f"{name} {number}" for name, number in run.versions.items()),
         },
     }
+    command = ""
+    if run.command is not None:
+        command = f"<h3>command</h3><pre><code>{escape(run.command)}</code></pre>"
     facts = "".join(
         f"<div class=group><h3>{name}</h3><dl>{pairs(group)}</dl></div>"
         for name, group in groups.items()
@@ -220,7 +220,7 @@ def _receipt(report: Report, command: str) -> str:
     return (
         f"<section class=receipt><h2>The receipt</h2><div class=groups>{facts}</div>"
         f"<h3>prompt of the first item</h3><pre><code>{escape(run.prompt)}</code></pre>"
-        f"<h3>command</h3><pre><code>{escape(command)}</code></pre></section>"
+        f"{command}</section>"
     )
 
 

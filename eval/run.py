@@ -67,6 +67,7 @@ def evaluate(
     out: Path,
     config: EvalConfig | None = None,
     majority_from: Path | None = None,
+    command: str | None = None,
 ) -> Evaluation:
     """Ask a model the items of a benchmark, with and without their pictures, and write the report.
 
@@ -78,6 +79,7 @@ def evaluate(
         out: the report's JSON file.
         majority_from: data of the same benchmark whose answers the majority baseline counts; None:
             the items asked.
+        command: what was typed, for the receipt.
     Raises:
         UserError: files are missing or hold no items, or predictions of another run are there.
     """
@@ -116,6 +118,7 @@ def evaluate(
         commit=commit(),
         versions=library_versions(),
         seconds=round(time.perf_counter() - start, 3),
+        command=command,
     )
     report = build_report(benchmark.title, sides, run)
     if rank() == 0:

@@ -48,7 +48,9 @@ def read(files: Files, options: Mapping[str, Any]) -> Iterator[Item]:
     read_options(Options, options)
     for path in files.paths("texts"):
         for number, page in enumerate(split_pages(read_text(path))):
-            yield Item(id=f"{path.name}/{number}", question=detokenise(page), facts=count_units(page))
+            yield Item(
+                id=f"{path.name}/{number}", question=detokenise(page), facts=count_units(page)
+            )
 
 
 def split_pages(text: str) -> list[str]:
