@@ -85,7 +85,9 @@ def evaluate(
     """
     config = config or EvalConfig()
     start = time.perf_counter()
-    items = [item.without_content() for item in islice(benchmark.items(data), config.limit)]
+    left_out: list[str] = []
+    found = islice(benchmark.items(data, left_out), config.limit)
+    items = [item.without_content() for item in found]
     if not items:
         raise UserError(f"{data} holds no item of {benchmark.name}")
     counted = items if majority_from is None else _kept(benchmark, majority_from)
@@ -105,7 +107,7 @@ def evaluate(
     }
     run = Run(
         model=model_facts(model.folder),
-        data=_data_facts(benchmark, data, items, predictions, config.limit),
+        data=_data_facts(benchmark, data, items, predictions, config.limit, len(left_out)),
         majority_from=None
         if majority_from is None
         else _data_facts(benchmark, majority_from, counted, (), None),
@@ -244,12 +246,14 @@ def _data_facts(
     items: Sequence[Item],
     predictions: Sequence[Prediction],
     limit: int | None,
+    num_left_out: int = 0,
 ) -> DataFacts:
     return DataFacts(
         folder=str(folder),
         sha256=items_sha256(items, predictions),
         num_items=len(items),
         limit=limit,
+        num_left_out=num_left_out,
         num_published=benchmark.num_items,
     )
 
