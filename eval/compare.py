@@ -122,7 +122,15 @@ def _types(a: Scored, b: Scored, items: Sequence[Item], figure: str) -> list[Row
     if len(a.types) < 2:
         return []
     rows = [
-        _row(figure, kind, a.num_items(kind), a.headline, b.headline, items, a.units(kind))
+        _row(
+            figure,
+            kind,
+            a.num_items(kind),
+            a.headline,
+            b.headline,
+            items,
+            a.units(a.headline, kind),
+        )
         for kind in a.types
     ]
     adjusted = holm([row.p_value for row in rows])

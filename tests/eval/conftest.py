@@ -60,9 +60,8 @@ def finish() -> Callable[..., Path]:
 
 
 def _write_predictions(path: Path, predictions: list[Prediction]) -> None:
-    file = PredictionFile(path, {}, fresh=True)
-    file.append(predictions)
-    file.close()
+    with PredictionFile(path, {}) as file:
+        file.append(predictions)
 
 
 def _receipt(
