@@ -42,11 +42,13 @@ class Answering:
     """A network with an engine of the size that is needed, and a tokenizer.
 
     The engine is kept for the next answers, unless those need a larger one.
+
+    images: kept from one call to the next, also by whatever else reads them.
     """
 
     def __init__(self, network: VisionLanguageModel, tokenizer: Tokenizer) -> None:
         self.network, self.tokenizer = network, tokenizer
-        self._images = ImageCache(IMAGE_CACHE_MB * 2**20)
+        self.images = ImageCache(IMAGE_CACHE_MB * 2**20)
         self._session: _Session | None = None
         self._lock = Lock()
 
@@ -119,7 +121,7 @@ class Answering:
                     max_tokens=min(num_tokens, limit),
                     prefill_chunk_tokens=PREFILL_CHUNK_TOKENS,
                 )
-                self._session = _Session(self.engine(config, self._images))
+                self._session = _Session(self.engine(config, self.images))
             return self._session
 
 

@@ -14,13 +14,17 @@ from vlm.adapters.folder import is_adapter_folder, read_adapter
 from vlm.answering import Answering, RunningAnswer
 from vlm.chat.processor import Processor
 from vlm.engine.sampling import SamplingConfig
+from vlm.engine.scoring import Likelihood
 from vlm.errors import UserError
 from vlm.images import read_image
-from vlm.inputs import Example
+from vlm.inputs import Example, batch_order
+from vlm.likelihood import Likelihoods
 from vlm.model import VisionLanguageModel
 from vlm.weights.folder import COMPONENTS, load_component, read_component, read_folder_config
 
 ImageSource = str | Path | bytes | Image.Image
+# Messages, see `Model.chat`; or a text, which is continued as it stands, without a chat template.
+Prompt = str | Sequence[Mapping[str, Any]]
 FinishReason = Literal["stop", "length"]
 
 CAPTION_PROMPT = "Describe the image."
@@ -82,6 +86,7 @@ class Model:
         self.processor = processor
         self.folder = folder
         self.answering = Answering(self.network, processor.tokenizer)
+        self.likelihoods = Likelihoods(self.network, processor, self.answering.images)
 
     @property
     def device(self) -> torch.device:
@@ -145,15 +150,14 @@ class Model:
         Conversations that show the same objects as images stay together: such an image is read,
         tiled and encoded once.
         """
-        tiled: dict[int, TiledImage] = {}
-        prompts = []
-        for messages in conversations:
-            plain, images = _split_images(messages)
-            for image in images:
-                if id(image) not in tiled:
-                    tiled[id(image)] = self.processor.tile(read_image(image))
-            shown = [tiled[id(image)] for image in images]
-            prompts.append(self.processor.encode(plain, shown, add_generation_prompt=True))
+        chats = [_split_images(messages) for messages in conversations]
+        tiled = self._tile_each([image for _, images in chats for image in images])
+        prompts = [
+            self.processor.encode(
+                messages, [tiled[id(image)] for image in images], add_generation_prompt=True
+            )
+            for messages, images in chats
+        ]
         return self._reply_in_order(prompts, batch_size, settings)
 
     def complete_batch(
@@ -179,11 +183,63 @@ class Model:
         strip: bool = True,
     ) -> list[Reply]:
         """Answer prompts by length; the replies are in the order of the prompts."""
-        order = _batch_order(prompts)
+        order = batch_order(
+            [len(prompt.input_ids) for prompt in prompts],
+            [tuple(map(id, prompt.images)) for prompt in prompts],
+        )
         sorted_prompts = [prompts[index] for index in order]
         replies = self._reply(sorted_prompts, settings, batch_size, strip=strip)
         placed = dict(zip(order, replies, strict=True))
         return [placed[index] for index in range(len(prompts))]
+
+    def score(self, prompt: Prompt, continuations: Sequence[str]) -> list[Likelihood]:
+        """Return how likely each text is as what comes next; see `score_batch`."""
+        return self.score_batch([(prompt, continuations)])[0]
+
+    def score_batch(
+        self, requests: Sequence[tuple[Prompt, Sequence[str]]], batch_size: int = 32
+    ) -> list[list[Likelihood]]:
+        """Return how likely texts are as answers to messages, or as continuations of a text.
+
+        A prompt and its pictures are run once for all that may follow, up to `batch_size` prompts
+        at a time. Equal prompts count as one, and pictures that look the same are encoded once. An
+        answer counts as it is given, without what ends its turn. The context of a text is split
+        from what follows as by lm-eval's harness, see `vlm.likelihood.split_continuation`.
+
+        Raises:
+            UserError: a malformed message, a picture that cannot be read, or a continuation
+                without tokens or too long.
+        """
+        chats = [_split_images(p) if not isinstance(p, str) else ([], []) for p, _ in requests]
+        tiled = self._tile_each([image for _, images in chats for image in images])
+        choices = [
+            self.likelihoods.continuations(prompt, continuations)
+            if isinstance(prompt, str)
+            else self.likelihoods.answers(
+                messages, [tiled[id(image)] for image in images], continuations
+            )
+            for (prompt, continuations), (messages, images) in zip(requests, chats, strict=True)
+        ]
+        return self.likelihoods.score(choices, batch_size)
+
+    def score_texts(
+        self, texts: Sequence[str], batch_size: int = 32, window_tokens: int | None = None
+    ) -> list[Likelihood]:
+        """Return how likely texts are by themselves, without a chat template.
+
+        A text longer than `window_tokens`, or else the model's positions, is read in windows: each
+        token counts once, and the last window reaches back as far as fits (lm-eval's rolling
+        log-likelihood).
+
+        Raises:
+            UserError: a text has no tokens, or the window is longer than the model's positions.
+        """
+        return self.likelihoods.rolling(texts, batch_size, window_tokens)
+
+    def _tile_each(self, images: Sequence[ImageSource]) -> dict[int, TiledImage]:
+        """Read and tile images, each object once; they stand under its `id`."""
+        distinct = {id(image): image for image in images}
+        return {key: self.processor.tile(read_image(image)) for key, image in distinct.items()}
 
     def _reply(
         self,
@@ -316,18 +372,6 @@ def _question_chat(images: Sequence[ImageSource], question: str) -> list[dict[st
     """A chat that shows images and asks a question."""
     parts = [*({"type": "image", "image": image} for image in images)]
     return [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
-
-
-def _batch_order(prompts: Sequence[Example]) -> list[int]:
-    """Indices of prompts by length, those that show the same images side by side."""
-    lengths = [len(prompt.input_ids) for prompt in prompts]
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for index, prompt in enumerate(prompts):
-        groups.setdefault(tuple(map(id, prompt.images)), []).append(index)
-    for group in groups.values():
-        group.sort(key=lambda index: lengths[index])
-    ordered = sorted(groups.values(), key=lambda group: lengths[group[0]])
-    return [index for group in ordered for index in group]
 
 
 def _split_images(

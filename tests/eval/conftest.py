@@ -1,11 +1,13 @@
-"""Finished evaluations of two models that were never run: their answers are made up."""
+"""A tiny random model in a folder, and finished evaluations whose answers are made up."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import vlm
 from data.shape_samples import write_scenes
 from data.shapes import SceneConfig
 from eval.benchmark import BenchmarkConfig, describe, find_benchmark
@@ -14,8 +16,60 @@ from eval.predictions import Prediction, PredictionFile
 from eval.report import DataFacts, ModelFacts, Run, Side, build_report, write_report
 from eval.run import items_sha256, predictions_path
 from eval.scoring import majority_answers, read_answers, score
+from vlm.chat.processor import Processor
+from vlm.config import VLMConfig
+from vlm.model import VisionLanguageModel
+from vlm.weights.folder import FORMAT, FolderConfig, save_folder
 
 NUM_SCENES = 12
+CONFIG = VLMConfig.model_validate(
+    {
+        "vision": {
+            "tile_size_px": 24,
+            "patch_size_px": 12,
+            "max_num_tiles": 4,
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_heads": 2,
+            "num_local_layers": 1,
+            "num_global_layers": 1,
+            "intermediate_layers": [0],
+        },
+        "projector": {},
+        "decoder": {
+            "vocab_size": 300,
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_layers": 4,
+            "num_heads": 2,
+            "num_kv_heads": 1,
+            "max_positions": 8192,
+        },
+    }
+)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    processor = Processor.train(["how many circles are there?"] * 4, CONFIG.vision, 300)
+    network = VisionLanguageModel(CONFIG, processor.tokenizer.image_id)
+    for name, parameter in network.named_parameters():
+        if name.endswith("_gate"):
+            torch.nn.init.ones_(parameter)
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    components = {name: getattr(network, name) for name in ("encoder", "projector", "decoder")}
+    described = FolderConfig(
+        format=FORMAT, stage="finetune", components=tuple(components), model=CONFIG
+    )
+    provenance = {"stage": "finetune", "seed": 5, "commit": "c0ffee"}
+    save_folder(folder, described, components, processor, provenance)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(model_folder: Path) -> vlm.Model:
+    return vlm.load(model_folder, device="cpu")
 
 
 @pytest.fixture(scope="session")
