@@ -58,6 +58,7 @@ class Run(_Facts):
     prompt: the first item's, as the model was given it; pictures are `<image>`.
     preprocessing: of pictures.
     commit, versions: of the code that measured.
+    command: what was typed, where it was.
     """
 
     model: ModelFacts
@@ -72,6 +73,7 @@ class Run(_Facts):
     commit: str | None
     versions: dict[str, str]
     seconds: float
+    command: str | None = None
 
 
 class Row(_Facts):

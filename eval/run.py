@@ -67,6 +67,7 @@ def evaluate(
     out: Path,
     config: EvalConfig | None = None,
     majority_from: Path | None = None,
+    command: str | None = None,
 ) -> Evaluation:
     """Ask a model the items of a benchmark, with and without their pictures, and write the report.
 
@@ -78,6 +79,7 @@ def evaluate(
         out: the report's JSON file.
         majority_from: data of the same benchmark whose answers the majority baseline counts; None:
             the items asked.
+        command: what was typed, for the receipt.
     Raises:
         UserError: files are missing or hold no items, or predictions of another run are there.
     """
@@ -118,6 +120,7 @@ def evaluate(
         commit=commit(),
         versions=library_versions(),
         seconds=round(time.perf_counter() - start, 3),
+        command=command,
     )
     report = build_report(benchmark.title, sides, run)
     if rank() == 0:
@@ -207,7 +210,7 @@ class _Asking:
         return {
             "weights_sha256": model_facts(self.model.folder).weights_sha256,
             "benchmark": asked,
-            "items_sha256": _items_sha256(items, ()),
+            "items_sha256": items_sha256(items, ()),
             "blind": blind,
             "device": self.model.device.type,
             "dtype": _dtype(self.model),
@@ -223,7 +226,7 @@ def _kept(benchmark: BenchmarkConfig, data: Path) -> list[Item]:
     return items
 
 
-def _items_sha256(items: Sequence[Item], predictions: Sequence[Prediction]) -> str:
+def items_sha256(items: Sequence[Item], predictions: Sequence[Prediction]) -> str:
     """The hash of all that is asked and of what counts as right; of pictures, if they were read."""
     digest = sha256()
     for item in items:
@@ -247,7 +250,7 @@ def _data_facts(
 ) -> DataFacts:
     return DataFacts(
         folder=str(folder),
-        sha256=_items_sha256(items, predictions),
+        sha256=items_sha256(items, predictions),
         num_items=len(items),
         limit=limit,
         num_left_out=num_left_out,
