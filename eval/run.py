@@ -1,10 +1,8 @@
 """An evaluation from a model and a benchmark to its report."""
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from rich.progress import Progress
 
 from data.pack import file_sha256
 from eval.benchmark import BenchmarkConfig, describe
-from eval.items import Item
+from eval.items import Item, items_sha256
 from eval.predict import Predictor, in_chunks
 from eval.predictions import Prediction, PredictionFile, discard
 from eval.prompts import Examples, Pictures
@@ -217,7 +215,7 @@ class _Asking:
         return {
             "weights_sha256": model_facts(self.model.folder).weights_sha256,
             "benchmark": asked,
-            "items_sha256": items_sha256(items, ()),
+            "items_sha256": items_sha256(items),
             "blind": blind,
             "device": self.model.device.type,
             "dtype": _dtype(self.model),
@@ -233,20 +231,6 @@ def _kept(benchmark: BenchmarkConfig, data: Path) -> list[Item]:
     return items
 
 
-def items_sha256(items: Sequence[Item], predictions: Sequence[Prediction]) -> str:
-    """The hash of all that is asked and of what counts as right; of pictures, if they were read."""
-    digest = sha256()
-    for item in items:
-        content = [
-            item.id, item.question, item.answers, item.choices, item.correct, item.type,
-            item.group, dict(item.fields), item.follow_ups,
-        ]  # fmt: skip
-        digest.update(json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass"))
-    for prediction in predictions:
-        digest.update(json.dumps(prediction.images).encode())
-    return digest.hexdigest()
-
-
 def _data_facts(
     benchmark: BenchmarkConfig,
     folder: Path,
@@ -257,7 +241,7 @@ def _data_facts(
 ) -> DataFacts:
     return DataFacts(
         folder=str(folder),
-        sha256=items_sha256(items, predictions),
+        sha256=items_sha256(items, (prediction.images for prediction in predictions)),
         num_items=len(items),
         limit=limit,
         num_left_out=num_left_out,
