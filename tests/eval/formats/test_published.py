@@ -320,7 +320,7 @@ def test_mme_groups_the_two_questions_of_a_picture(tmp_path: Path) -> None:
     rows = [{**row, "answer": "Yes"}, {**row, "answer": "No"}]
     write_table(tmp_path / "hub/data/test-00000-of-00004.parquet", rows)
     first, second = read("mme", tmp_path / "hub")
-    assert (first.group, first.type, first.id) == ("OCR/0001.jpg", "OCR", "OCR/0001.jpg#1")
+    assert (first.group, first.type, first.id) == ("OCR/0001", "OCR", "OCR/0001#1")
     assert first.images == second.images
 
 
