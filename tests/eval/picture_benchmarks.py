@@ -451,6 +451,22 @@ def write_cifar10(folder: Path) -> None:
     write_table(folder / "plain_text/test-00000-of-00001.parquet", rows)
 
 
+def write_mm_vet(folder: Path) -> None:
+    rows = {
+        f"v1_{number}": {
+            "imagename": f"v1_{number}.png",
+            "question": "What is x in the equation?",
+            "answer": "-1<AND>-5",
+            "imagesource": "drawn",
+            "capability": capability,
+        }
+        for number, capability in enumerate([["ocr", "math"], ["rec"]])
+    }
+    write_json(folder / "mm-vet.json", rows)
+    for number, row in enumerate(rows.values()):
+        write_picture(folder / "images" / str(row["imagename"]), number)
+
+
 BENCHMARK_WRITERS: dict[str, Callable[[Path], None]] = {
     "aokvqa_choices": write_aokvqa,
     "aokvqa_direct": write_aokvqa,
@@ -468,6 +484,7 @@ BENCHMARK_WRITERS: dict[str, Callable[[Path], None]] = {
     "flickr8k_retrieval": write_flickr8k,
     "folder_classification": write_classes,
     "gqa": write_gqa,
+    "mm_vet": write_mm_vet,
     "mmbench": write_mmbench,
     "mme": write_mme,
     "mmmu": write_mmmu,

@@ -92,13 +92,28 @@ def test_items_without_pictures_are_left_out_on_request_and_counted(tmp_path: Pa
     (tmp_path / "dev/dev-850-1-img1.png").unlink()
     with pytest.raises(UserError, match=r"no picture 'dev-850-1-img1\.png'; searched: dev"):
         read("nlvr2", tmp_path)
-    with pytest.warns(UserWarning, match="nlvr2: 1 items are left out"):
-        items = read("nlvr2", tmp_path, "only_with_pictures=true")
+    left_out: list[str] = []
+    items = list(config("nlvr2", "only_with_pictures=true").items(tmp_path, left_out))
     assert [item.id for item in items] == ["dev-850-0-0", "dev-850-0-1"]
+    assert left_out == ["dev-850-1-0"]
     BENCHMARK_WRITERS["mme"](tmp_path)
     (tmp_path / "MME_Benchmark_release_version/landmark/images/0001.jpg").unlink()
-    with pytest.warns(UserWarning, match="mme: 2 items are left out"):
-        assert len(read("mme", tmp_path, "only_with_pictures=true")) == 10
+    left_out = []
+    assert len(list(config("mme", "only_with_pictures=true").items(tmp_path, left_out))) == 10
+    assert left_out == ["landmark/0001#1", "landmark/0001#2"]
+
+
+@pytest.mark.parametrize("name", sorted(BENCHMARK_WRITERS))
+def test_without_pictures_the_same_items_are_there_to_be_scored(name: str, tmp_path: Path) -> None:
+    items = written(name, tmp_path)
+    for folder in ("val2014", "val2017", "trainval2017", "train_images", "documents", "images"):
+        shutil.rmtree(tmp_path / folder, ignore_errors=True)
+    for path in (tmp_path / "MME_Benchmark_release_version").rglob("*.jpg"):
+        path.unlink()
+    known = list(config(name).items(tmp_path, names_only=True))
+    assert [replace(item, images=()) for item in known] == [
+        replace(item, images=()) for item in items
+    ]
 
 
 def test_a_picture_is_never_taken_for_another_of_the_same_name(tmp_path: Path) -> None:
