@@ -16,8 +16,11 @@ from vlm.errors import UserError
 
 CONFIGS = PACKAGE_ROOT / "configs" / "eval"
 
-Rule = Literal["text", "first_line", "yes_no", "letter", "choice", "number", "code"]
-Ask = Literal["generate", "choose", "perplexity"]
+Rule = Literal[
+    "text", "first_line", "yes_no", "letter", "choice", "number", "code",
+    "pope", "mme", "scienceqa", "mmbench", "mmmu",
+]  # fmt: skip
+Ask = Literal["generate", "choose", "perplexity", "classify", "retrieve"]
 
 
 class _Section(BaseModel):
@@ -72,8 +75,10 @@ class BenchmarkConfig(_Section):
 
     name: of the file, and of results. title: for people.
     format: the reader of its files (eval/formats/table.py); options: the reader's own.
-    files: what the reader calls each file, and its path in the data folder, a glob pattern.
+    files: what the reader calls each file, and its path in the data folder, a glob pattern; or
+        several, with ` | ` between them, of which the first that matches is taken.
     optional_files: those that need not be there.
+    only_with_pictures: leave out items whose pictures are not there, for a part of the files.
     ask: `generate` an answer; `choose` the likeliest of the choices; `perplexity` of the question
         as a text.
     chat: through the model's chat template; off, the prompt is raw text that is continued, as for
@@ -104,6 +109,7 @@ class BenchmarkConfig(_Section):
     options: dict[str, Any] = Field(default_factory=dict)
     files: dict[str, str] = Field(default_factory=dict)
     optional_files: tuple[str, ...] = ()
+    only_with_pictures: bool = False
     ask: Ask = "generate"
     chat: bool = True
     prompt: str = "{question}"
@@ -139,13 +145,23 @@ class BenchmarkConfig(_Section):
             raise ValueError(f"optional_files has {sorted(unknown)[0]!r}, which files has not")
         return self
 
-    def open(self, data: Path) -> Files:
+    def open(self, data: Path, names_only: bool = False) -> Files:
         """The benchmark's files in a folder.
 
+        Args:
+            names_only: pictures need not be there.
         Raises:
             UserError: one is missing; says what is needed and where it comes from.
         """
-        return Files(data, self.files, self.optional_files, self.source.get, self.name)
+        return Files(
+            data,
+            self.files,
+            self.optional_files,
+            self.source.get,
+            self.name,
+            self.only_with_pictures,
+            names_only,
+        )
 
     def examples(self, data: Path) -> list[Item]:
         """The items that may be shown as examples.
@@ -161,16 +177,30 @@ class BenchmarkConfig(_Section):
         files = Files(data, wanted, self.optional_files, self.source.get, self.name)
         return list(find_reader(self.format)(files, self.options))
 
-    def items(self, data: Path) -> Iterator[Item]:
+    def items(
+        self, data: Path, left_out: list[str] | None = None, names_only: bool = False
+    ) -> Iterator[Item]:
         """Read the items in the order of their files, with circular copies.
 
+        An item that is in a group is one of the copies already: published files may hold them.
+
+        Args:
+            left_out: gets the ids of those that `only_with_pictures` leaves out.
+            names_only: pictures need not be there, for what only scores answers.
         Raises:
-            UserError: a file is missing or is not of the format.
+            UserError: a file, or a picture that is not to be left out, is missing, or a file is
+                not of the format.
         """
         seen: set[str] = set()
-        for item in find_reader(self.format)(self.open(data), self.options):
-            item = corrupted(item, self.corruption)
-            for copy in circular_copies(item) if self.circular else (item,):
+        files = self.open(data, names_only)
+        for read in find_reader(self.format)(files, self.options):
+            if any(picture.name in files.absent for picture in read.images):
+                if left_out is not None:
+                    left_out.append(read.id)
+                continue
+            item = corrupted(read, self.corruption)
+            alone = not self.circular or item.group is not None
+            for copy in (item,) if alone else circular_copies(item):
                 if copy.id in seen:
                     raise UserError(f"{self.name}: two items have the id {copy.id!r}")
                 seen.add(copy.id)
@@ -192,7 +222,7 @@ def circular_copies(item: Item) -> Iterator[Item]:
                 "id": item.id if shift == 0 else f"{item.id}+{shift}",
                 "choices": item.choices[shift:] + item.choices[:shift],
                 "correct": tuple((index - shift) % n for index in item.correct),
-                "group": item.group or item.id,
+                "group": item.id,
             }
         )
 

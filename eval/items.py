@@ -91,3 +91,7 @@ class Answer:
     logprobs: tuple[float, ...] = ()
     num_tokens: tuple[int, ...] = ()
     follow_ups: tuple[str, ...] = ()
+
+
+# The answer to an item that was not answered: wrong by every metric, and never drawn by lot.
+MISSING = Answer(text="", value="", choice=-1)

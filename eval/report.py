@@ -39,6 +39,7 @@ class DataFacts(_Facts):
 
     sha256: of all that was asked and of what counts as right, pictures too (eval/run.py).
     limit: None when all were.
+    num_left_out: of items whose pictures are not there, as the benchmark allows.
     num_published: how many items the published files have, where the benchmark says so.
     """
 
@@ -46,6 +47,7 @@ class DataFacts(_Facts):
     sha256: str
     num_items: int
     limit: int | None
+    num_left_out: int = 0
     num_published: int | None
 
 
@@ -56,6 +58,7 @@ class Run(_Facts):
     prompt: the first item's, as the model was given it; pictures are `<image>`.
     preprocessing: of pictures.
     commit, versions: of the code that measured.
+    command: what was typed, where it was.
     """
 
     model: ModelFacts
@@ -70,6 +73,7 @@ class Run(_Facts):
     commit: str | None
     versions: dict[str, str]
     seconds: float
+    command: str | None = None
 
 
 class Row(_Facts):
@@ -213,6 +217,8 @@ def receipt(report: Report) -> dict[str, str]:
         asked = f"the first {data.num_items} items"
     if data.num_published not in (None, data.num_items):
         asked += f" of {data.num_published} published"
+    if data.num_left_out:
+        asked += f" ({data.num_left_out} left out, for their pictures are not there)"
     settings = {
         name: value
         for name, value in run.benchmark.items()

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 
+from eval import official_rules
 from eval.items import LETTERS, Answer, Item
 
 # "(B)", "B.", "B)", "B:", or "B" alone; not the article in "A dog".
@@ -17,30 +18,35 @@ def read_answer(rule: str, item: Item, text: str, follow_ups: Sequence[str] = ()
 
     text: as it is, without outer whitespace.
     first_line: its first line that is not empty.
-    yes_no: `yes` or `no`, whichever word comes first; the text where neither does. POPE's official
-        script reads a text so (https://github.com/RUCAIBox/POPE, evaluate.py): see `read_yes_no`.
+    yes_no: `yes` or `no`, whichever word comes first; the text where neither does.
     letter: a choice by its letter.
     choice: a choice by its letter, else by its words.
     number: the last number, without thousands separators.
-    code: the first fenced block, else all of it.
+    code: the first fenced block, else all of it as it is, for indentation counts.
+    pope, mme, scienceqa, mmbench, mmmu: as the benchmark's own script (eval/official_rules.py).
+
+    An item without choices is read as a text by the rules for choices (MMMU's open questions).
     """
-    stripped = text.strip()
-    choice = _CHOICE_RULES[rule](item, stripped) if rule in _CHOICE_RULES else None
-    if rule in _CHOICE_RULES:
+    choice = None
+    if rule in _TEXT_RULES:
+        value = _TEXT_RULES[rule](text)
+    elif item.choices:
+        choice = _CHOICE_RULES[rule](item, text)
         value = "" if choice is None else item.choices[choice]
     else:
-        value = _TEXT_RULES[rule](stripped)
+        value = text.strip()
     return Answer(text=text, value=value, choice=choice, follow_ups=tuple(follow_ups))
 
 
 def read_yes_no(text: str) -> str:
     """`yes` or `no`, the first of these words in a text; the text where it has neither."""
     found = re.search(r"\b(yes|no)\b", text, re.IGNORECASE)
-    return found.group(1).lower() if found else text
+    return found.group(1).lower() if found else text.strip()
 
 
 def read_letter(item: Item, text: str) -> int | None:
     """The index of the choice whose letter a text gives: `B`, `(B)`, `B.`, `the answer is B`."""
+    text = text.strip()
     allowed = LETTERS[: len(item.choices)]
     for pattern in (_SAID_LETTER, _LETTER):
         for match in pattern.finditer(text):
@@ -84,13 +90,18 @@ def _first_line(text: str) -> str:
 
 
 _TEXT_RULES: dict[str, Callable[[str], str]] = {
-    "text": str,
+    "text": str.strip,
     "first_line": _first_line,
     "yes_no": read_yes_no,
     "number": read_number,
     "code": read_code,
+    "pope": official_rules.pope,
+    "mme": official_rules.mme,
 }
 _CHOICE_RULES: dict[str, Callable[[Item, str], int | None]] = {
     "letter": read_letter,
     "choice": read_choice,
+    "scienceqa": official_rules.scienceqa,
+    "mmbench": official_rules.mmbench,
+    "mmmu": official_rules.mmmu,
 }

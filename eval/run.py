@@ -67,6 +67,7 @@ def evaluate(
     out: Path,
     config: EvalConfig | None = None,
     majority_from: Path | None = None,
+    command: str | None = None,
 ) -> Evaluation:
     """Ask a model the items of a benchmark, with and without their pictures, and write the report.
 
@@ -78,12 +79,15 @@ def evaluate(
         out: the report's JSON file.
         majority_from: data of the same benchmark whose answers the majority baseline counts; None:
             the items asked.
+        command: what was typed, for the receipt.
     Raises:
         UserError: files are missing or hold no items, or predictions of another run are there.
     """
     config = config or EvalConfig()
     start = time.perf_counter()
-    items = [item.without_content() for item in islice(benchmark.items(data), config.limit)]
+    left_out: list[str] = []
+    found = islice(benchmark.items(data, left_out), config.limit)
+    items = [item.without_content() for item in found]
     if not items:
         raise UserError(f"{data} holds no item of {benchmark.name}")
     counted = items if majority_from is None else _kept(benchmark, majority_from)
@@ -103,7 +107,7 @@ def evaluate(
     }
     run = Run(
         model=model_facts(model.folder),
-        data=_data_facts(benchmark, data, items, predictions, config.limit),
+        data=_data_facts(benchmark, data, items, predictions, config.limit, len(left_out)),
         majority_from=None
         if majority_from is None
         else _data_facts(benchmark, majority_from, counted, (), None),
@@ -116,6 +120,7 @@ def evaluate(
         commit=commit(),
         versions=library_versions(),
         seconds=round(time.perf_counter() - start, 3),
+        command=command,
     )
     report = build_report(benchmark.title, sides, run)
     if rank() == 0:
@@ -215,7 +220,7 @@ class _Asking:
         return {
             "weights_sha256": model_facts(self.model.folder).weights_sha256,
             "benchmark": asked,
-            "items_sha256": _items_sha256(items, ()),
+            "items_sha256": items_sha256(items, ()),
             "blind": blind,
             "device": self.model.device.type,
             "dtype": _dtype(self.model),
@@ -231,7 +236,7 @@ def _kept(benchmark: BenchmarkConfig, data: Path) -> list[Item]:
     return items
 
 
-def _items_sha256(items: Sequence[Item], predictions: Sequence[Prediction]) -> str:
+def items_sha256(items: Sequence[Item], predictions: Sequence[Prediction]) -> str:
     """The hash of all that is asked and of what counts as right; of pictures, if they were read."""
     digest = sha256()
     for item in items:
@@ -251,12 +256,14 @@ def _data_facts(
     items: Sequence[Item],
     predictions: Sequence[Prediction],
     limit: int | None,
+    num_left_out: int = 0,
 ) -> DataFacts:
     return DataFacts(
         folder=str(folder),
-        sha256=_items_sha256(items, predictions),
+        sha256=items_sha256(items, predictions),
         num_items=len(items),
         limit=limit,
+        num_left_out=num_left_out,
         num_published=benchmark.num_items,
     )
 

@@ -55,6 +55,7 @@ def test_pictures_are_found_by_name_and_by_path(kind: str, tmp_path: Path) -> No
     files = Files(tmp_path, {"images": "images*"})
     assert files.picture("1.jpg").read() == files.picture("val/1.jpg").read() == b"one"
     assert files.picture("2.png").read() == b"two"
-    assert not files.has_picture("notes.txt")
+    with pytest.raises(UserError, match=r"has no picture 'notes\.txt'"):
+        files.picture("notes.txt")
     with pytest.raises(UserError, match=r"has no picture '3\.jpg'; searched: images"):
         files.picture("3.jpg")

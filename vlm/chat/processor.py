@@ -127,6 +127,19 @@ class Processor:
             tuple(self.tile(i) if isinstance(i, Image.Image) else i for i in images),
         )
 
+    def encode_answer(
+        self, messages: Sequence[Mapping[str, Any] | Message], answer: str
+    ) -> list[int]:
+        """Return the ids of the words of an answer to a chat, as its template writes them.
+
+        Raises:
+            UserError: a malformed message, or a chat that the template refuses.
+        """
+        structure, texts = _read([*messages, {"role": "assistant", "content": answer}])
+        words = [step for step in self._plan(structure, False) if isinstance(step, _Words)]
+        last = max(words, key=lambda step: step.slot.index)
+        return self.tokenizer.encode(last.trim(texts[-1]))
+
     def tile(self, image: Image.Image) -> TiledImage:
         """Cut an RGB picture into tiles.
 
