@@ -90,7 +90,7 @@ def evaluate(
         raise UserError(f"{data} holds no item of {benchmark.name}")
     counted = items if majority_from is None else _kept(benchmark, majority_from)
     examples = Examples(benchmark, benchmark.examples(data))
-    asking = _Asking(model, benchmark, data, config, examples)
+    asking = _Asking(model, benchmark, data, config, examples, attacked_folder(out))
     predictions = asking.run(items, predictions_path(out))
     answers = {"model": read_answers(benchmark, items, predictions)}
     if "blind" in benchmark.baselines and any(item.images for item in items):
@@ -133,6 +133,11 @@ def predictions_path(out: Path, side: Side = "model") -> Path:
     return out.with_suffix(".predictions.jsonl" if side == "model" else f".{side}.jsonl")
 
 
+def attacked_folder(out: Path) -> Path:
+    """Where some of the pictures of a report are that an attack made, by their SHA-256."""
+    return out.with_suffix(".attacked")
+
+
 def model_facts(folder: Path) -> ModelFacts:
     """What identifies a model folder."""
     provenance = read_provenance(folder)
@@ -152,13 +157,17 @@ def model_facts(folder: Path) -> ModelFacts:
 
 @dataclass(frozen=True)
 class _Asking:
-    """One model, one benchmark, one folder of data."""
+    """One model, one benchmark, one folder of data.
+
+    attacked: where some attacked pictures are kept.
+    """
 
     model: Model
     benchmark: BenchmarkConfig
     data: Path
     config: EvalConfig
     examples: Examples
+    attacked: Path
 
     def run(self, items: Sequence[Item], path: Path, blind: bool = False) -> list[Prediction]:
         """The predictions of all items, asked by all processes; what a file has is not asked."""
@@ -202,7 +211,8 @@ class _Asking:
         return "\n".join(lines)
 
     def _predictor(self, blind: bool) -> Predictor:
-        return Predictor(self.model, self.benchmark, self.examples, self.config.batch_size, blind)
+        settings = self.model, self.benchmark, self.examples, self.config.batch_size
+        return Predictor(*settings, blind, self.attacked)
 
     def _items(self) -> "islice[Item]":
         return islice(self.benchmark.items(self.data), self.config.limit)
