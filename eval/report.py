@@ -272,5 +272,6 @@ def _row(sides: Mapping[Side, Scored], kind: str | None) -> Row:
 
 def markdown_line(cells: Sequence[str]) -> str:
     """A line of a table."""
+    """A line of a table."""
     # A type may be any text of the data.
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -15,7 +15,7 @@ from eval.conditions import SEVERITIES, Attack, Condition, Corruption
 from eval.intervals import Figure
 from eval.predictions import read_predictions
 from eval.ranks import rank
-from eval.report import Report, receipt
+from eval.report import Report, markdown_line, receipt
 from eval.run import EvalConfig, evaluate, predictions_path
 from vlm.api import Model
 from vlm.errors import UserError
