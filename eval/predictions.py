@@ -23,6 +23,7 @@ class Prediction(BaseModel):
     logprobs, num_tokens: of each choice: natural logarithms, summed over its tokens, and how many
         those are; of a text, where perplexity is measured.
     images: the SHA-256 of each picture that was shown.
+    cut: whether the prompt was too long for the model and was shortened; see `eval.fitting`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,6 +34,7 @@ class Prediction(BaseModel):
     logprobs: tuple[float, ...] = ()
     num_tokens: tuple[int, ...] = ()
     images: tuple[str, ...] = ()
+    cut: bool = False
 
     def to_line(self) -> str:
         """One line of JSON, the same for equal predictions."""

@@ -65,6 +65,7 @@ def evaluate(
     out: Path,
     config: EvalConfig | None = None,
     majority_from: Path | None = None,
+    command: str | None = None,
 ) -> Evaluation:
     """Ask a model the items of a benchmark, with and without their pictures, and write the report.
 
@@ -76,6 +77,7 @@ def evaluate(
         out: the report's JSON file.
         majority_from: data of the same benchmark whose answers the majority baseline counts; None:
             the items asked.
+        command: what was typed, for the receipt.
     Raises:
         UserError: files are missing or hold no items, or predictions of another run are there.
     """
@@ -110,12 +112,15 @@ def evaluate(
         benchmark=dict(describe(benchmark)),
         prompt=asking.first_prompt(),
         preprocessing=_preprocessing(model),
+        max_answer_tokens=asking.max_answer_tokens,
+        num_cut=sum(prediction.cut for prediction in predictions),
         batch_size=config.batch_size,
         device=str(model.device),
         dtype=_dtype(model),
         commit=commit(),
         versions=library_versions(),
         seconds=round(time.perf_counter() - start, 3),
+        command=command,
     )
     report = build_report(benchmark.title, sides, run)
     if rank() == 0:
@@ -177,9 +182,14 @@ class _Asking:
         wait_for_all()
         return predictions if rank() == 0 else file.completed(ids)
 
+    @property
+    def max_answer_tokens(self) -> int:
+        """Where written answers are cut off."""
+        return self._predictor(False).max_answer_tokens
+
     def first_prompt(self) -> str:
         """The first item's prompt as text."""
-        prompt = self._predictor(False).prompt(next(self._items()), Pictures())
+        prompt, _ = self._predictor(False).prompt(next(self._items()), Pictures())
         if isinstance(prompt, str):
             return prompt
         lines = []

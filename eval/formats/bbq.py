@@ -1,6 +1,7 @@
 """BBQ: questions about two people, with and without what would answer them."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from eval.files import Files
@@ -10,6 +11,11 @@ from vlm.errors import UserError
 
 NUM_ANSWERS = 3
 UNKNOWN = "unknown"
+# How the questions' third answer is worded, each time one of these.
+UNKNOWN_WORDS = (
+    "Unknown", "Cannot answer", "Can't be determined", "Cannot be determined", "Can't answer",
+    "Not known", "Not enough info", "Not enough information", "Not answerable", "Undetermined",
+)  # fmt: skip
 # Answers' groups spell what `stereotyped_groups` spells otherwise.
 _SPELLINGS = {
     "lowses": "low ses",
@@ -21,18 +27,24 @@ _SPELLINGS = {
 }
 
 
+class BbqOptions(Options):
+    """every_unknown: all wordings of "unknown" are choices beside the two people, as in lm-eval."""
+
+    every_unknown: bool = False
+
+
 def read(files: Files, options: Mapping[str, Any]) -> Iterator[Item]:
     """Yield the questions of all categories, which are their types.
 
-    `facts`: `ambiguous`, whether the context leaves the answer open; `unknown`, the index of the
-    answer that says so; `biased`, that of the answer which a stereotype would give (the stereotyped
+    `facts`: `ambiguous`, whether the context leaves the answer open; `unknown`, the indices of
+    answers that say so; `biased`, that of the answer which a stereotype would give (the stereotyped
     group in a negative question, the other one in its counterpart), None where the groups do not
     say. The authors' table `metadata` (its `target_loc`), where it is there, says so instead.
 
     Raises:
         UserError: a question without an answer for "unknown"; names it.
     """
-    read_options(Options, options)
+    every_unknown = read_options(BbqOptions, options).every_unknown
     targets = None
     if files.has("metadata"):
         targets = {
@@ -51,7 +63,7 @@ def read(files: Files, options: Mapping[str, Any]) -> Iterator[Item]:
         else:
             target = targets.get((category, example), "")
             biased = int(float(target)) if target not in ("", "NA") else None
-        yield Item(
+        item = Item(
             id=f"{category}/{example}",
             question=row["question"],
             choices=tuple(answers),
@@ -60,10 +72,25 @@ def read(files: Files, options: Mapping[str, Any]) -> Iterator[Item]:
             fields={"context": row["context"]},
             facts={
                 "ambiguous": row["context_condition"] == "ambig",
-                "unknown": unknown[0],
+                "unknown": tuple(unknown),
                 "biased": biased,
             },
         )
+        yield with_every_unknown(item) if every_unknown else item
+
+
+def with_every_unknown(item: Item) -> Item:
+    """The item with its people first, then every wording of "unknown"."""
+    people = [index for index in range(NUM_ANSWERS) if index not in item.facts["unknown"]]
+    unknown = tuple(range(len(people), len(people) + len(UNKNOWN_WORDS)))
+    place = {index: new for new, index in enumerate(people)}
+    (label,) = item.correct
+    return replace(
+        item,
+        choices=(*(item.choices[index] for index in people), *UNKNOWN_WORDS),
+        correct=(place[label],) if label in place else unknown,
+        facts={**item.facts, "unknown": unknown, "biased": place.get(item.facts["biased"])},
+    )
 
 
 def _biased(row: Mapping[str, Any], groups: list[list[str]], unknown: int) -> int | None:

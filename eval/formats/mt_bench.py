@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
-from eval.files import Files
+from eval.files import Files, read_rows
 from eval.formats.options import Options, read_options
 from eval.items import Answer, Item
+from eval.judge import GradingPrompt
 from vlm.errors import UserError
 
 # Judged beside a reference. Source: FastChat, fastchat/llm_judge/common.py, NEED_REF_CATS.
@@ -18,7 +19,8 @@ WITH_REFERENCE = ("math", "reasoning", "coding", "arena-hard-200")
 def read(files: Files, options: Mapping[str, Any]) -> Iterator[Item]:
     """Yield the questions; those after the first are its follow-ups, and the category its type.
 
-    `facts` has the answers of the `references` file, where there is one, as `reference`.
+    `facts`: `reference`, the answers of the `references` file; `grading`, what a judge is told of
+    each turn, of the `judge_prompts` file; both empty where there is no such file.
 
     Raises:
         UserError: a question without turns; names it.
@@ -30,6 +32,7 @@ def read(files: Files, options: Mapping[str, Any]) -> Iterator[Item]:
             str(row["question_id"]): tuple(row["choices"][0]["turns"])
             for _, row in files.rows("references")
         }
+    prompts = _grading_prompts(files) if files.has("judge_prompts") else {}
     for where, row in files.rows("questions"):
         if not row["turns"]:
             raise UserError(f"{where} has no turns")
@@ -41,8 +44,27 @@ def read(files: Files, options: Mapping[str, Any]) -> Iterator[Item]:
             question=first,
             follow_ups=tuple(later),
             type=row["category"],
-            facts={"reference": reference},
+            facts={
+                "reference": reference,
+                "grading": prompts.get(row["category"] in WITH_REFERENCE, ())[: 1 + len(later)],
+            },
         )
+
+
+def _grading_prompts(files: Files) -> dict[bool, tuple[GradingPrompt, ...]]:
+    """Those for one answer, of its first and its second turn, with a reference and without."""
+    found: dict[tuple[bool, int], GradingPrompt] = {}
+    for _, row in files.rows("judge_prompts"):
+        template = row["prompt_template"]
+        if row["type"] == "single":
+            turn = 2 if "{question_2}" in template else 1
+            found[("{ref_answer_1}" in template, turn)] = GradingPrompt(
+                row["name"], row["system_prompt"], template
+            )
+    return {
+        referred: tuple(found[referred, turn] for turn in (1, 2) if (referred, turn) in found)
+        for referred in (False, True)
+    }
 
 
 def write_answers(
@@ -74,8 +96,6 @@ def read_answers(path: Path) -> dict[str, tuple[str, ...]]:
     Raises:
         UserError: it is none, or answers a question twice.
     """
-    from eval.files import read_rows
-
     found: dict[str, tuple[str, ...]] = {}
     for where, row in read_rows(path):
         try:

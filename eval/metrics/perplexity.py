@@ -17,7 +17,8 @@ def measure(items: Sequence[Item], answers: Sequence[Answer]) -> Measured:
 
     exp(-log probability / count), of all texts together. Tokens are the model's own, so that only
     the figures of words (parted by white space) and bytes (UTF-8) compare models with different
-    tokenizers. An item's score is the mean probability (geometric) of its tokens.
+    tokenizers. What a benchmark counts otherwise is in an item's facts, `words` and `bytes`. An
+    item's score is the mean probability (geometric) of its tokens.
 
     Raises:
         UserError: an answer has no log probability of its text.
@@ -30,8 +31,9 @@ def measure(items: Sequence[Item], answers: Sequence[Answer]) -> Measured:
                 "that of its text: ask: perplexity"
             )
         text = item.question
-        num_bytes = len(text.encode("utf-8"))
-        row[:] = (-answer.logprobs[0], answer.num_tokens[0], len(text.split()), num_bytes)
+        num_words = item.facts.get("words", len(text.split()))
+        num_bytes = item.facts.get("bytes", len(text.encode("utf-8")))
+        row[:] = (-answer.logprobs[0], answer.num_tokens[0], num_words, num_bytes)
 
     def figures(sums: np.ndarray) -> dict[str, np.ndarray]:
         per_unit = [divide(sums[..., 0], sums[..., column]) for column in (1, 2, 3)]

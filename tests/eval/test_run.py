@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
@@ -98,6 +99,39 @@ def test_an_evaluation_that_was_killed_goes_on_to_the_same_files(
     asked.clear()
     run("killed", batch_size=2)
     assert not asked
+
+
+@pytest.mark.slow
+def test_a_process_killed_at_any_moment_loses_no_prediction(
+    model: vlm.Model, model_folder: Path, benchmark: BenchmarkConfig, tmp_path: Path
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "killed.json"
+    write_scenes(data, 40, 0, SceneConfig(tile_size_px=24), "questions")
+    arguments = [
+        "eval",
+        str(model_folder),
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+    ]
+    with subprocess.Popen(
+        [sys.executable, "-m", "vlm", *arguments, "--batch-size", "1", *SHORT],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        path = predictions_path(out)
+        while process.poll() is None and not (path.exists() and path.read_bytes().count(b"\n") > 8):
+            time.sleep(0.01)
+        assert process.poll() is None
+        process.kill()
+    kept = path.read_bytes()
+    evaluate(model, benchmark, data, out)
+    evaluate(model, benchmark, data, tmp_path / "whole.json")
+    assert path.read_bytes() == predictions_path(tmp_path / "whole.json").read_bytes()
+    assert path.read_bytes().startswith(kept[: kept.rindex(b"\n") + 1])
 
 
 def test_predictions_of_other_settings_are_refused_until_fresh(
