@@ -113,6 +113,45 @@ def bench_decode(
     publish(SpeedReport(machine=machine_facts(target), rows=rows), against, report)
 
 
+@bench.command("score")
+def bench_score(
+    size: Annotated[
+        Literal["tiny", "30m", "11b"], typer.Option(help="As of `vlm bench decode`.")
+    ] = "30m",
+    choices: Annotated[int, typer.Option(min=2, help="Answers that may follow a prompt.")] = 4,
+    choice_tokens: Annotated[int, typer.Option(min=1, help="Of each of them.")] = 4,
+    prompt_tokens: Annotated[int, typer.Option(min=2, help="Of text in a prompt.")] = 64,
+    batch_size: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Prompts scored together; may be repeated. Default: 1 and 8."),
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    repeats: Repeats = 5,
+    report: ReportFile = None,
+) -> None:
+    """Measure how likely each of several answers is, beside scoring every answer alone.
+
+    A prompt is a picture of one tile and random words. Alone, the prompt is run anew for every
+    answer, and the picture too unless it was seen before. A ratio above 1 means that sharing is
+    ahead.
+    """
+    from eval.speed.harness import Row, SpeedReport, check_report_path, machine_facts, publish
+    from eval.speed.score import Load, compare_with_alone
+    from vlm.api import find_device
+
+    target = find_device(device)
+    if report is not None:
+        check_report_path(report)
+    rows: list[Row] = []
+    for number in batch_size or (1, 8):
+        load = Load(number, prompt_tokens, choices, choice_tokens)
+        measured, agreement = compare_with_alone(size, load, target, dtype, repeats)
+        print(agreement)
+        rows += measured
+    publish(SpeedReport(machine=machine_facts(target), rows=rows), "alone", report)
+
+
 @bench.command("load")
 def bench_load(
     data: Annotated[

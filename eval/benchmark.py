@@ -1,12 +1,13 @@
 """A benchmark as data: files, prompt, decoding, the rule that reads an answer, the metrics."""
 
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
+from eval.conditions import Attack, Corruption
+from eval.corruptions import corrupted
 from eval.files import Files
 from eval.formats.table import find_reader
 from eval.items import Item
@@ -79,7 +80,9 @@ class BenchmarkConfig(_Section):
     optional_files: those that need not be there.
     only_with_pictures: leave out items whose pictures are not there, for a part of the files.
     ask: `generate` an answer; `choose` the likeliest of the choices; `perplexity` of the question
-        as a text.
+        as a text. Of the encoder stage's folders (eval/zero_shot.py): `classify` a picture among
+        the choices; `retrieve` a picture's answers, and it by them.
+    templates: of `classify`: texts with {class} in braces, whose mean stands for a class.
     chat: through the model's chat template; off, the prompt is raw text that is continued, as for
         a model that was trained on text alone.
     prompt: with {question}, {options} and the item's fields in braces.
@@ -93,6 +96,8 @@ class BenchmarkConfig(_Section):
     image_tags: `<image 1>` in a prompt is the place of the item's first picture.
     rule: how a written answer is read (eval/rules.py).
     circular: ask a question with n choices n times, each time with the choices rotated by one.
+    corruption, attack: what is done to the pictures first, one after the other
+        (eval/conditions.py).
     metrics: the first one's first figure is the headline (eval/metrics/table.py).
     baselines: `blind` is the same model without pictures, `majority` the most frequent answer of
         the item's type.
@@ -108,6 +113,7 @@ class BenchmarkConfig(_Section):
     optional_files: tuple[str, ...] = ()
     only_with_pictures: bool = False
     ask: Ask = "generate"
+    templates: tuple[str, ...] = ()
     chat: bool = True
     prompt: str = "{question}"
     system: str | None = None
@@ -121,6 +127,8 @@ class BenchmarkConfig(_Section):
     rule: Rule = "text"
     few_shot: FewShot | None = None
     circular: bool = False
+    corruption: Corruption | None = None
+    attack: Annotated[Attack, Field(discriminator="kind")] | None = None
     metrics: tuple[str, ...] = Field(min_length=1)
     baselines: tuple[Literal["blind", "majority"], ...] = ("blind", "majority")
     num_items: NonNegativeInt | None = None
@@ -131,14 +139,22 @@ class BenchmarkConfig(_Section):
             raise ValueError("header and answer_prefix are for raw text: set chat to false")
         if self.system is not None and not self.chat:
             raise ValueError("system is a message: set chat to true, or put it into the prompt")
+        if bool(self.templates) != (self.ask == "classify"):
+            raise ValueError("templates and ask: classify belong together")
+        if self.attack is not None and not (self.chat and self.few_shot is None):
+            raise ValueError("an attack is on what is asked alone: needed are chat and no few_shot")
+        if self.attack is not None and self.ask == "perplexity":
+            raise ValueError("an attack is on pictures, which ask: perplexity does not show")
         unknown = set(self.optional_files) - set(self.files)
         if unknown:
             raise ValueError(f"optional_files has {sorted(unknown)[0]!r}, which files has not")
         return self
 
-    def open(self, data: Path) -> Files:
+    def open(self, data: Path, names_only: bool = False) -> Files:
         """The benchmark's files in a folder.
 
+        Args:
+            names_only: pictures need not be there.
         Raises:
             UserError: one is missing; says what is needed and where it comes from.
         """
@@ -149,6 +165,7 @@ class BenchmarkConfig(_Section):
             self.source.get,
             self.name,
             self.only_with_pictures,
+            names_only,
         )
 
     def examples(self, data: Path) -> list[Item]:
@@ -165,35 +182,34 @@ class BenchmarkConfig(_Section):
         files = Files(data, wanted, self.optional_files, self.source.get, self.name)
         return list(find_reader(self.format)(files, self.options))
 
-    def items(self, data: Path) -> Iterator[Item]:
+    def items(
+        self, data: Path, left_out: list[str] | None = None, names_only: bool = False
+    ) -> Iterator[Item]:
         """Read the items in the order of their files, with circular copies.
 
         An item that is in a group is one of the copies already: published files may hold them.
-        Warns of how many were left out by `only_with_pictures`.
 
+        Args:
+            left_out: gets the ids of those that `only_with_pictures` leaves out.
+            names_only: pictures need not be there, for what only scores answers.
         Raises:
             UserError: a file, or a picture that is not to be left out, is missing, or a file is
                 not of the format.
         """
         seen: set[str] = set()
-        num_left_out = 0
-        files = self.open(data)
-        for item in find_reader(self.format)(files, self.options):
-            if any(picture.name in files.absent for picture in item.images):
-                num_left_out += 1
+        files = self.open(data, names_only)
+        for read in find_reader(self.format)(files, self.options):
+            if any(picture.name in files.absent for picture in read.images):
+                if left_out is not None:
+                    left_out.append(read.id)
                 continue
+            item = corrupted(read, self.corruption)
             alone = not self.circular or item.group is not None
             for copy in (item,) if alone else circular_copies(item):
                 if copy.id in seen:
                     raise UserError(f"{self.name}: two items have the id {copy.id!r}")
                 seen.add(copy.id)
                 yield copy
-        if num_left_out:
-            warnings.warn(
-                f"{self.name}: {num_left_out} items are left out, for {data} has not their "
-                "pictures",
-                stacklevel=2,
-            )
 
 
 def circular_copies(item: Item) -> Iterator[Item]:

@@ -1,5 +1,7 @@
 """`vlm eval`: what a model can do, measured."""
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -7,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from eval.bench_commands import Device
+from eval.score_command import score_predictions
 
 DEFAULT = "run"
 
@@ -44,6 +47,9 @@ class RunUnlessNamed(TyperGroup):
 app = typer.Typer(add_completion=False)
 evaluation = typer.Typer(cls=RunUnlessNamed, no_args_is_help=True)
 app.add_typer(evaluation, name="eval", help="Measure models: `vlm eval MODEL --data FOLDER`.")
+
+
+evaluation.command("score")(score_predictions)
 
 
 @app.callback()
@@ -109,6 +115,7 @@ def run_benchmarks(
     from rich.console import Console
 
     from eval.report import further_figures, terminal_table
+    from eval.report_page import write_page
     from eval.run import EvalConfig, evaluate, predictions_path
     from vlm.api import load
 
@@ -119,13 +126,16 @@ def run_benchmarks(
         except OSError as error:
             raise UserError(f"no report can be written to {path}: {error}") from error
     config = EvalConfig(limit=limit, batch_size=batch_size, fresh=fresh)
+    command = shlex.join(["vlm", *sys.argv[1:]])
     for chosen, folder, path in zip(benchmarks, folders, reports, strict=True):
-        report = evaluate(loaded, chosen, folder, path, config, majority_from).report
+        evaluation = evaluate(loaded, chosen, folder, path, config, majority_from, command)
+        report = evaluation.report
         if rank() == 0:
+            write_page(path.with_suffix(".html"), report, evaluation.sides, chosen, folder)
             Console().print(terminal_table(report))
             for name, text in further_figures(report).items():
                 print(f"{name}: {text}")
-            print(f"report: {path} and {path.with_suffix('.md').name}")
+            print(f"report: {path}, {path.with_suffix('.md').name}, {path.stem}.html")
             print(f"predictions: {predictions_path(path)}")
 
 
@@ -142,6 +152,61 @@ def list_benchmarks() -> None:
         config = find_benchmark(name)
         table.add_row(name, config.title, ", ".join(config.metrics), config.source.homepage)
     Console(soft_wrap=True).print(table)
+
+
+@evaluation.command("compare")
+def compare_reports(
+    a: Annotated[Path, typer.Argument(metavar="A.json", help="The report of one model.")],
+    b: Annotated[Path, typer.Argument(metavar="B.json", help="The report of another.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="The folder of the benchmark's files; default: where it was then."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="A page with pictures.")
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Compare runs that did not ask the same in the same way."),
+    ] = False,
+) -> None:
+    """Compare two models on the items that both answered.
+
+    The table shows by how much B is better than A, of each type of items and of all, with paired
+    95 % intervals and p values; below it, answers that one had right and the other had not.
+    """
+    from vlm.errors import UserError
+
+    if out is not None and (out.suffix != ".html" or out.is_dir()):
+        raise UserError(f"--out is {out}, needed: a file that ends in .html")
+
+    from rich.console import Console
+
+    from eval.compare import compare
+    from eval.compare_page import write_comparison
+    from eval.compare_report import print_comparison
+    from eval.finished_run import FinishedRun, refuse_unlike
+
+    runs = FinishedRun.read(a, data), FinishedRun.read(b, data)
+    if not force:
+        refuse_unlike(*runs)
+    comparison = compare(runs[0].benchmark, runs[0].scored, runs[1].scored)
+    print_comparison(Console(), comparison, *runs)
+    if out is not None:
+        write_comparison(out, comparison, *runs)
+        print(f"page: {out}")
+
+
+@evaluation.command(
+    "lm-eval",
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    add_help_option=False,
+)
+def run_lm_eval(context: typer.Context) -> None:
+    """Run lm-eval's command, which then knows our models by `--model vlm`."""
+    from eval.harness.lm_eval import run
+
+    run(context.args)
 
 
 def _report_path(path: Path) -> Path:

@@ -42,6 +42,7 @@ class Files:
 
     only_with_pictures: a picture that is not there is no error: `absent` has its name then, and
         what shows it is to be left out.
+    names_only: pictures need not be there and are not read; scoring only needs their names.
 
     Raises:
         UserError: a pattern of a file that is needed matches nothing.
@@ -55,10 +56,14 @@ class Files:
         get: str = "",
         name: str = "the benchmark",
         only_with_pictures: bool = False,
+        names_only: bool = False,
     ) -> None:
+        self.patterns = patterns
         self.only_with_pictures = only_with_pictures
+        self.names_only = names_only
         self.absent: set[str] = set()
-        needed = [role for role in patterns if role not in optional]
+        unneeded = {*optional, PICTURES} if names_only else set(optional)
+        needed = [role for role in patterns if role not in unneeded]
         if folder.is_file() and len(needed) == 1:
             self.folder = folder.parent
             self.found = {role: [folder] if role in needed else [] for role in patterns}
@@ -80,9 +85,11 @@ class Files:
         """The only file of that name.
 
         Raises:
-            UserError: its pattern matches several.
+            UserError: its pattern matches none, or several.
         """
         paths = self.found[role]
+        if not paths:
+            raise UserError(f"{self.folder} has no {self.patterns[role]} ({role})")
         if len(paths) != 1:
             listed = ", ".join(path.name for path in paths[:3])
             raise UserError(f"{self.folder} has {len(paths)} files for {role!r}: {listed}, ...")
@@ -128,6 +135,8 @@ class Files:
         Raises:
             UserError: there is none, or several end so.
         """
+        if self.names_only:
+            return Picture(names[0], bytes).without_content()
         for name in names:
             for pictures in self._pictures:
                 for candidate in (name,) if by_path else (name, Path(name).name):

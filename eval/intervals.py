@@ -50,15 +50,12 @@ def figures(
         units: a part of the units; None takes all.
     """
     chosen = np.arange(len(clusters)) if units is None else units
-    statistics = measured.statistics[chosen]
-    numbers, place = np.unique(clusters[chosen], return_inverse=True)
-    sums = np.zeros((len(numbers), statistics.shape[1]))
-    np.add.at(sums, place, statistics)
+    sums = by_cluster(measured.statistics[chosen], clusters[chosen])
     values = measured.figures(sums.sum(axis=0))
-    drawn = measured.figures(_resampled(sums))
+    drawn = measured.figures(resampled(sums))
     found = {}
     for name, value in values.items():
-        low, high = _bounds(float(value), drawn[name], name not in measured.plain, len(numbers))
+        low, high = _bounds(float(value), drawn[name], name not in measured.plain, len(sums))
         found[name] = Figure(value=_finite(float(value)), low=_finite(low), high=_finite(high))
     return found
 
@@ -76,6 +73,28 @@ def clusters_of(items: Sequence[Item], measured: Measured) -> NDArray[np.int64]:
     return clusters
 
 
+def by_cluster(statistics: Array, clusters: NDArray[np.int64]) -> Array:
+    """The statistics of units (U, K), summed by cluster (C, K)."""
+    numbers, place = np.unique(clusters, return_inverse=True)
+    sums = np.zeros((len(numbers), statistics.shape[1]))
+    np.add.at(sums, place, statistics)
+    return sums
+
+
+def resampled(sums: Array) -> Array:
+    """Sums (R, K) over as many clusters (C, K) as there are, drawn with replacement.
+
+    The same clusters are drawn each time, so that two models' figures can be compared.
+    """
+    count = len(sums)
+    random = np.random.default_rng(SEED)
+    shares = np.full(count, 1 / count)
+    blocks = [
+        random.multinomial(count, shares, size=BLOCK) @ sums for _ in range(NUM_RESAMPLES // BLOCK)
+    ]
+    return np.concatenate(blocks)
+
+
 def wilson(mean: float, n: int) -> tuple[float, float]:
     """Bounds of a share of n that are independent.
 
@@ -85,17 +104,6 @@ def wilson(mean: float, n: int) -> tuple[float, float]:
     spread = Z_95 * math.sqrt(mean * (1 - mean) / n + Z_95**2 / (4 * n**2)) / (1 + Z_95**2 / n)
     # Rounding must not put the bounds of 0 and 1 on the wrong side.
     return min(mean, max(0.0, shrunk - spread)), max(mean, min(1.0, shrunk + spread))
-
-
-def _resampled(sums: Array) -> Array:
-    """Sums (R, K) over as many clusters as there are, drawn with replacement."""
-    count = len(sums)
-    random = np.random.default_rng(SEED)
-    shares = np.full(count, 1 / count)
-    blocks = [
-        random.multinomial(count, shares, size=BLOCK) @ sums for _ in range(NUM_RESAMPLES // BLOCK)
-    ]
-    return np.concatenate(blocks)
 
 
 def _bounds(value: float, drawn: Array, share: bool, num_clusters: int) -> tuple[float, float]:

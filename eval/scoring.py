@@ -44,7 +44,7 @@ class Scored:
         """All figures, of all items or of those of a type."""
         found: dict[str, Figure] = {}
         for measured in self.measured.values():
-            units = None if kind is None else self._units(measured, kind)
+            units = None if kind is None else self.units(measured, kind)
             found |= figures(measured, clusters_of(self.items, measured), units)
         return found
 
@@ -52,15 +52,15 @@ class Scored:
         """All figures without their intervals; nan where nothing can be divided by."""
         found: dict[str, float] = {}
         for measured in self.measured.values():
-            found |= measured.values(None if kind is None else self._units(measured, kind))
+            found |= measured.values(None if kind is None else self.units(measured, kind))
         return found
 
     def num_items(self, kind: str | None = None) -> int:
         """How many items there are, of a type or of all."""
         return sum(kind is None or item.type == kind for item in self.items)
 
-    def _units(self, measured: Measured, kind: str) -> NDArray[np.int64]:
-        """The units whose first item is of a type."""
+    def units(self, measured: Measured, kind: str) -> NDArray[np.int64]:
+        """The units of the headline or another metric whose first item is of a type."""
         _, first = np.unique(measured.unit, return_index=True)
         of_type = [self.items[index].type == kind for index in first]
         return np.flatnonzero(of_type)

@@ -99,7 +99,8 @@ def here(
     )
     model = tmp_path / "runs" / "quickstart" / "finetune"
     save_folder(model, described, components, processor, {})
-    for seed, name in enumerate(("photo.jpg", "drawing.png")):
+    (tmp_path / "pictures").mkdir()
+    for seed, name in enumerate(("photo.jpg", "drawing.png", "pictures/one.png")):
         render(make_scene(Random(seed))).save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -168,7 +169,7 @@ def test_the_asking_commands_run(here: Path, capsys: pytest.CaptureFixture[str])
     commands = [call for call in commands if "runs/quickstart/finetune" in call]
     for arguments in commands:
         assert cli.main([*arguments, "--max-tokens", "4"]) == 0, capsys.readouterr().err
-    assert len(commands) == 3
+    assert len(commands) == 4
 
 
 @pytest.mark.parametrize("text", blocks("json"), ids=["captions", "chat"])

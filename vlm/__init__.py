@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vlm.api import Model, Reply, load
+    from vlm.engine.scoring import Likelihood
 
     __version__: str
 
-__all__ = ["Model", "Reply", "__version__", "load"]
+__all__ = ["Likelihood", "Model", "Reply", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,15 +13,23 @@ from encoders.tiling import TiledImage
 from vlm.adapters.folder import is_adapter_folder, read_adapter
 from vlm.answering import Answering, RunningAnswer
 from vlm.chat.processor import Processor
+from vlm.config import load_config
 from vlm.engine.sampling import SamplingConfig
+from vlm.engine.scoring import Likelihood
 from vlm.errors import UserError
 from vlm.images import read_image
-from vlm.inputs import Example
+from vlm.inputs import Example, batch_order
+from vlm.likelihood import Likelihoods
 from vlm.model import VisionLanguageModel
+from vlm.safety.answer import HeldAnswer
+from vlm.safety.config import SafetyConfig
+from vlm.safety.policy import Safety
 from vlm.weights.folder import COMPONENTS, load_component, read_component, read_folder_config
 
 ImageSource = str | Path | bytes | Image.Image
-FinishReason = Literal["stop", "length"]
+# Messages, see `Model.chat`; or a text, which is continued as it stands, without a chat template.
+Prompt = str | Sequence[Mapping[str, Any]]
+FinishReason = Literal["stop", "length", "content_filter"]
 
 CAPTION_PROMPT = "Describe the image."
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -32,12 +40,15 @@ class AnswerConfig(SamplingConfig):
 
     max_tokens: at most this many new tokens.
     stop: the answer ends before the first of these strings.
+    json_schema: the answer is JSON that this JSON schema describes, unless `max_tokens` or `stop`
+        cut it off. Needs the extra `schema`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_tokens: PositiveInt = 128
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    json_schema: dict[str, Any] | None = None
 
 
 class Usage(BaseModel):
@@ -58,7 +69,10 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer; `finish_reason` is "length" when `max_tokens` cut it off.
+    """An answer.
+
+    finish_reason: "length" when `max_tokens` cut it off, "content_filter" when the model's content
+        policy withheld it.
 
     logprobs: of every token that was generated, if the setting `logprobs` asked for them.
     """
@@ -75,13 +89,25 @@ class Model:
     Every method takes the fields of `AnswerConfig` as keywords: `max_tokens`, `temperature`,
     `top_p`, `seed`, `stop` and others. What was computed of pictures and conversations is kept for
     later calls, so the weights must not change behind it. Threads may call it at the same time.
+
+    safety: the policy on what is asked and answered, if there is one. A conversation that it
+        refuses raises `vlm.safety.policy.ContentPolicyError`; of an answer that it withholds, its
+        notice is the text.
     """
 
-    def __init__(self, network: VisionLanguageModel, processor: Processor, folder: Path) -> None:
+    def __init__(
+        self,
+        network: VisionLanguageModel,
+        processor: Processor,
+        folder: Path,
+        safety: Safety | None = None,
+    ) -> None:
         self.network = network.eval()
         self.processor = processor
         self.folder = folder
+        self.safety = safety
         self.answering = Answering(self.network, processor.tokenizer)
+        self.likelihoods = Likelihoods(self.network, processor, self.answering.images)
 
     @property
     def device(self) -> torch.device:
@@ -120,9 +146,21 @@ class Model:
         return self._reply(prompts, settings, num_choices, seeds)
 
     def stream(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> Iterator[str]:
-        """Like `chat`, giving the answer's text in pieces as it is generated."""
+        """Like `chat`, giving the answer's text in pieces as it is generated.
+
+        Under a content policy each sentence is held back until it has been checked.
+        """
+        held = None if self.safety is None else HeldAnswer(self.safety)
         for (answer,) in self._run([self._prompt(messages)], self._config(settings), 1):
-            yield from answer.text.new_pieces(final=answer.finish_reason is not None)
+            final = answer.finish_reason is not None
+            if held is None:
+                yield from answer.text.new_pieces(final)
+                continue
+            release = held.add("".join(answer.text.new_pieces(final)), final)
+            if release.text:
+                yield release.text
+            if release.blocked:
+                return
 
     def answer_batch(
         self,
@@ -145,15 +183,17 @@ class Model:
         Conversations that show the same objects as images stay together: such an image is read,
         tiled and encoded once.
         """
-        tiled: dict[int, TiledImage] = {}
-        prompts = []
-        for messages in conversations:
-            plain, images = _split_images(messages)
-            for image in images:
-                if id(image) not in tiled:
-                    tiled[id(image)] = self.processor.tile(read_image(image))
-            shown = [tiled[id(image)] for image in images]
-            prompts.append(self.processor.encode(plain, shown, add_generation_prompt=True))
+        chats = [_split_images(messages) for messages in conversations]
+        if self.safety is not None:
+            for messages, images in chats:
+                _check_input(self.safety, messages, [read_image(image) for image in images])
+        tiled = self._tile_each([image for _, images in chats for image in images])
+        prompts = [
+            self.processor.encode(
+                messages, [tiled[id(image)] for image in images], add_generation_prompt=True
+            )
+            for messages, images in chats
+        ]
         return self._reply_in_order(prompts, batch_size, settings)
 
     def complete_batch(
@@ -179,11 +219,63 @@ class Model:
         strip: bool = True,
     ) -> list[Reply]:
         """Answer prompts by length; the replies are in the order of the prompts."""
-        order = _batch_order(prompts)
+        order = batch_order(
+            [len(prompt.input_ids) for prompt in prompts],
+            [tuple(map(id, prompt.images)) for prompt in prompts],
+        )
         sorted_prompts = [prompts[index] for index in order]
         replies = self._reply(sorted_prompts, settings, batch_size, strip=strip)
         placed = dict(zip(order, replies, strict=True))
         return [placed[index] for index in range(len(prompts))]
+
+    def score(self, prompt: Prompt, continuations: Sequence[str]) -> list[Likelihood]:
+        """Return how likely each text is as what comes next; see `score_batch`."""
+        return self.score_batch([(prompt, continuations)])[0]
+
+    def score_batch(
+        self, requests: Sequence[tuple[Prompt, Sequence[str]]], batch_size: int = 32
+    ) -> list[list[Likelihood]]:
+        """Return how likely texts are as answers to messages, or as continuations of a text.
+
+        A prompt and its pictures are run once for all that may follow, up to `batch_size` prompts
+        at a time. Equal prompts count as one, and pictures that look the same are encoded once. An
+        answer counts as it is given, without what ends its turn. The context of a text is split
+        from what follows as by lm-eval's harness, see `vlm.likelihood.split_continuation`.
+
+        Raises:
+            UserError: a malformed message, a picture that cannot be read, or a continuation
+                without tokens or too long.
+        """
+        chats = [_split_images(p) if not isinstance(p, str) else ([], []) for p, _ in requests]
+        tiled = self._tile_each([image for _, images in chats for image in images])
+        choices = [
+            self.likelihoods.continuations(prompt, continuations)
+            if isinstance(prompt, str)
+            else self.likelihoods.answers(
+                messages, [tiled[id(image)] for image in images], continuations
+            )
+            for (prompt, continuations), (messages, images) in zip(requests, chats, strict=True)
+        ]
+        return self.likelihoods.score(choices, batch_size)
+
+    def score_texts(
+        self, texts: Sequence[str], batch_size: int = 32, window_tokens: int | None = None
+    ) -> list[Likelihood]:
+        """Return how likely texts are by themselves, without a chat template.
+
+        A text longer than `window_tokens`, or else the model's positions, is read in windows: each
+        token counts once, and the last window reaches back as far as fits (lm-eval's rolling
+        log-likelihood).
+
+        Raises:
+            UserError: a text has no tokens, or the window is longer than the model's positions.
+        """
+        return self.likelihoods.rolling(texts, batch_size, window_tokens)
+
+    def _tile_each(self, images: Sequence[ImageSource]) -> dict[int, TiledImage]:
+        """Read and tile images, each object once; they stand under its `id`."""
+        distinct = {id(image): image for image in images}
+        return {key: self.processor.tile(read_image(image)) for key, image in distinct.items()}
 
     def _reply(
         self,
@@ -196,22 +288,8 @@ class Model:
         answers: list[RunningAnswer] = []
         for running in self._run(prompts, self._config(settings), max_slots, seeds):
             answers = running
-        return [
-            Reply(
-                answer.text.text.strip() if strip else answer.text.text,
-                "stop" if answer.finish_reason == "stop" else "length",
-                Usage(
-                    prompt_tokens=len(prompt.input_ids),
-                    completion_tokens=len(answer.text.token_ids),
-                ),
-                tuple(
-                    TokenLogprob(event.token, event.logprob, event.top_logprobs)
-                    for event in answer.events
-                    if event.token is not None and event.logprob is not None
-                ),
-            )
-            for prompt, answer in zip(prompts, answers, strict=True)
-        ]
+        replies = [_whole(*pair, strip) for pair in zip(prompts, answers, strict=True)]
+        return [reply if self.safety is None else _checked(reply, self.safety) for reply in replies]
 
     def _run(
         self,
@@ -225,11 +303,18 @@ class Model:
             SamplingConfig.model_validate({**fields, "seed": seed})
             for seed in seeds or [config.seed] * len(prompts)
         ]
-        return self.answering.run(prompts, samplings, config.max_tokens, config.stop, max_slots)
+        grammar = None
+        if config.json_schema is not None:
+            grammar = self.answering.grammars.compile(config.json_schema)
+        return self.answering.run(
+            prompts, samplings, config.max_tokens, config.stop, max_slots, grammar
+        )
 
     def _prompt(self, messages: Sequence[Mapping[str, Any]]) -> Example:
         plain, images = _split_images(messages)
         pictures = [read_image(image) for image in images]
+        if self.safety is not None:
+            _check_input(self.safety, plain, pictures)
         return self.processor.encode(plain, pictures, add_generation_prompt=True)
 
     @staticmethod
@@ -248,7 +333,12 @@ class Model:
             raise UserError(f"setting {name} is {first['input']!r}: {first['msg']}") from None
 
 
-def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> Model:
+def load(
+    path: str | Path,
+    device: str = "auto",
+    dtype: str = "auto",
+    safety: str | Path | SafetyConfig | None = None,
+) -> Model:
     """Load a model folder: one of ours, or one of transformers' Mllama (Llama 3.2 Vision).
 
     The folder of an adapter is loaded as its base with the adapter merged in.
@@ -256,10 +346,18 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> Model:
     Args:
         device: "auto" is the first GPU where there is one, else the CPU.
         dtype: "float32", "bfloat16", "float16"; "auto" is bfloat16 on a GPU, float32 on the CPU.
+        safety: a policy on what is asked and answered, or a YAML file of one; None: no policy.
     Raises:
         UserError: the folder is missing, damaged, holds only a part of a model or one of another
-            kind; an adapter's base is not there, or is another model.
+            kind; an adapter's base is not there, or is another model; a classifier of the policy
+            cannot be loaded.
     """
+    policy = None
+    if safety is not None:
+        rules = safety
+        if not isinstance(rules, SafetyConfig):
+            rules = load_config(SafetyConfig, Path(rules))
+        policy = Safety(rules)
     folder = Path(path)
     adapter = read_adapter(folder) if is_adapter_folder(folder) else None
     weights = folder if adapter is None else adapter.base
@@ -286,7 +384,7 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> Model:
         load_component(getattr(network, component), tensors, component, weights)
     if adapter is not None:
         adapter.merge_into(network)
-    return Model(network.requires_grad_(False), processor, folder)
+    return Model(network.requires_grad_(False), processor, folder, policy)
 
 
 def find_device(name: str) -> torch.device:
@@ -306,6 +404,38 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def _check_input(
+    safety: Safety, messages: Sequence[Mapping[str, Any]], pictures: Sequence[Image.Image]
+) -> None:
+    texts = [part["text"] for m in messages for part in m["content"] if "text" in part]
+    safety.check_input("\n".join(texts), pictures)
+
+
+def _whole(prompt: Example, answer: RunningAnswer, strip: bool) -> Reply:
+    """The reply of an answer that has ended."""
+    return Reply(
+        answer.text.text.strip() if strip else answer.text.text,
+        "stop" if answer.finish_reason == "stop" else "length",
+        Usage(
+            prompt_tokens=len(prompt.input_ids),
+            completion_tokens=len(answer.text.token_ids),
+        ),
+        tuple(
+            TokenLogprob(event.token, event.logprob, event.top_logprobs)
+            for event in answer.events
+            if event.token is not None and event.logprob is not None
+        ),
+    )
+
+
+def _checked(reply: Reply, safety: Safety) -> Reply:
+    """The reply, or the notice of a policy that withholds it."""
+    release = HeldAnswer(safety).add(reply.text, final=True)
+    if not release.blocked:
+        return reply
+    return Reply(release.text, "content_filter", reply.usage)
+
+
 def _as_sequence(images: ImageSource | Sequence[ImageSource]) -> Sequence[ImageSource]:
     if isinstance(images, str | Path | bytes | Image.Image):
         return [images]
@@ -316,18 +446,6 @@ def _question_chat(images: Sequence[ImageSource], question: str) -> list[dict[st
     """A chat that shows images and asks a question."""
     parts = [*({"type": "image", "image": image} for image in images)]
     return [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
-
-
-def _batch_order(prompts: Sequence[Example]) -> list[int]:
-    """Indices of prompts by length, those that show the same images side by side."""
-    lengths = [len(prompt.input_ids) for prompt in prompts]
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for index, prompt in enumerate(prompts):
-        groups.setdefault(tuple(map(id, prompt.images)), []).append(index)
-    for group in groups.values():
-        group.sort(key=lambda index: lengths[index])
-    ordered = sorted(groups.values(), key=lambda group: lengths[group[0]])
-    return [index for group in ordered for index in group]
 
 
 def _split_images(

@@ -4,13 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 import vlm
@@ -22,37 +22,8 @@ from eval.benchmark import BenchmarkConfig, find_benchmark
 from eval.predictions import read_predictions
 from eval.run import EvalConfig, Evaluation, evaluate, predictions_path
 from vlm import cli
-from vlm.chat.processor import Processor
-from vlm.config import VLMConfig
 from vlm.errors import UserError
-from vlm.model import VisionLanguageModel
-from vlm.weights.folder import FORMAT, FolderConfig, save_folder
 
-CONFIG = VLMConfig.model_validate(
-    {
-        "vision": {
-            "tile_size_px": 24,
-            "patch_size_px": 12,
-            "max_num_tiles": 4,
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_heads": 2,
-            "num_local_layers": 1,
-            "num_global_layers": 1,
-            "intermediate_layers": [0],
-        },
-        "projector": {},
-        "decoder": {
-            "vocab_size": 300,
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_layers": 4,
-            "num_heads": 2,
-            "num_kv_heads": 1,
-            "max_positions": 256,
-        },
-    }
-)
 NUM_SCENES = 3
 SHORT = ("decoding.max_tokens=4",)
 Run = Callable[..., Evaluation]
@@ -63,30 +34,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "test"
     write_scenes(folder, NUM_SCENES, 0, SceneConfig(tile_size_px=24), "both")
     return folder
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights with open gates: answers make no sense, but depend on the picture."""
-    torch.manual_seed(0)
-    processor = Processor.train(["how many circles are there?"] * 4, CONFIG.vision, 300)
-    network = VisionLanguageModel(CONFIG, processor.tokenizer.image_id)
-    for name, parameter in network.named_parameters():
-        if name.endswith("_gate"):
-            torch.nn.init.ones_(parameter)
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    components = {name: getattr(network, name) for name in ("encoder", "projector", "decoder")}
-    described = FolderConfig(
-        format=FORMAT, stage="finetune", components=tuple(components), model=CONFIG
-    )
-    provenance = {"stage": "finetune", "seed": 5, "commit": "c0ffee"}
-    save_folder(folder, described, components, processor, provenance)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(model_folder: Path) -> vlm.Model:
-    return vlm.load(model_folder, device="cpu")
 
 
 @pytest.fixture
@@ -134,7 +81,8 @@ def test_an_evaluation_that_was_killed_goes_on_to_the_same_files(
     run("whole", batch_size=2)
     whole = predictions_path(tmp_path / "whole.json")
     killed = predictions_path(tmp_path / "killed.json")
-    killed.write_bytes(whole.read_bytes()[:1500])
+    header, *lines = whole.read_bytes().splitlines(keepends=True)
+    killed.write_bytes(header + b"".join(lines[:7]) + lines[7][:20])
     asked = []
     plain = vlm.Model.chat_batch
 
@@ -151,6 +99,39 @@ def test_an_evaluation_that_was_killed_goes_on_to_the_same_files(
     asked.clear()
     run("killed", batch_size=2)
     assert not asked
+
+
+@pytest.mark.slow
+def test_a_process_killed_at_any_moment_loses_no_prediction(
+    model: vlm.Model, model_folder: Path, benchmark: BenchmarkConfig, tmp_path: Path
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "killed.json"
+    write_scenes(data, 40, 0, SceneConfig(tile_size_px=24), "questions")
+    arguments = [
+        "eval",
+        str(model_folder),
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+    ]
+    with subprocess.Popen(
+        [sys.executable, "-m", "vlm", *arguments, "--batch-size", "1", *SHORT],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        path = predictions_path(out)
+        while process.poll() is None and not (path.exists() and path.read_bytes().count(b"\n") > 8):
+            time.sleep(0.01)
+        assert process.poll() is None
+        process.kill()
+    kept = path.read_bytes()
+    evaluate(model, benchmark, data, out)
+    evaluate(model, benchmark, data, tmp_path / "whole.json")
+    assert path.read_bytes() == predictions_path(tmp_path / "whole.json").read_bytes()
+    assert path.read_bytes().startswith(kept[: kept.rindex(b"\n") + 1])
 
 
 def test_predictions_of_other_settings_are_refused_until_fresh(

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import vlm
-from vlm import cli, commands
+from vlm import captioning, cli, commands
 from vlm.api import AnswerConfig, Model
 from vlm.chat.processor import Processor
 from vlm.config import VLMConfig
@@ -152,7 +152,7 @@ def test_caption_prints_a_line_for_each_picture(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(commands, "CAPTION_BATCH_IMAGES", 2)
+    monkeypatch.setattr(captioning, "BATCH_IMAGES", 2)
     chosen = [*pictures, pictures[0]]
     assert run("caption", folder, *chosen) == 0
     captions = [" ".join(model.caption(picture, max_tokens=6).split()) for picture in chosen]
