@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from eval.bench_commands import Device
+from eval.score_command import score_predictions
 
 DEFAULT = "run"
 
@@ -46,6 +47,9 @@ class RunUnlessNamed(TyperGroup):
 app = typer.Typer(add_completion=False)
 evaluation = typer.Typer(cls=RunUnlessNamed, no_args_is_help=True)
 app.add_typer(evaluation, name="eval", help="Measure models: `vlm eval MODEL --data FOLDER`.")
+
+
+evaluation.command("score")(score_predictions)
 
 
 @app.callback()

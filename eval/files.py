@@ -58,6 +58,7 @@ class Files:
         only_with_pictures: bool = False,
         names_only: bool = False,
     ) -> None:
+        self.patterns = patterns
         self.only_with_pictures = only_with_pictures
         self.names_only = names_only
         self.absent: set[str] = set()
@@ -84,9 +85,11 @@ class Files:
         """The only file of that name.
 
         Raises:
-            UserError: its pattern matches several.
+            UserError: its pattern matches none, or several.
         """
         paths = self.found[role]
+        if not paths:
+            raise UserError(f"{self.folder} has no {self.patterns[role]} ({role})")
         if len(paths) != 1:
             listed = ", ".join(path.name for path in paths[:3])
             raise UserError(f"{self.folder} has {len(paths)} files for {role!r}: {listed}, ...")

@@ -179,14 +179,14 @@ def markdown(report: Report) -> str:
     lines = [
         f"# {run.model.folder} on {report.title}",
         "",
-        _markdown_line(columns),
-        _markdown_line(["---", *["---:"] * (len(columns) - 1)]),
+        markdown_line(columns),
+        markdown_line(["---", *["---:"] * (len(columns) - 1)]),
     ]
     for name, row in report.rows:
         cells = [name, str(row.num_items)]
         for side in report.sides:
             cells += report.shown(row.headline(side))
-        lines.append(_markdown_line(cells))
+        lines.append(markdown_line(cells))
     lines += ["", explain(report), ""]
     further = further_figures(report)
     if further:
@@ -270,6 +270,8 @@ def _row(sides: Mapping[Side, Scored], kind: str | None) -> Row:
     )
 
 
-def _markdown_line(cells: Sequence[str]) -> str:
+def markdown_line(cells: Sequence[str]) -> str:
+    """A line of a table."""
+    """A line of a table."""
     # A type may be any text of the data.
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

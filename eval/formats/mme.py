@@ -28,7 +28,7 @@ def read(files: Files, options: Mapping[str, Any]) -> Iterator[Item]:
     if is_table(files, "questions"):
         counts: dict[str, int] = {}
         for _, row in files.rows("questions"):
-            name = row["question_id"]
+            name = str(Path(row["question_id"]).with_suffix(""))
             counts[name] = counts.get(name, 0) + 1
             picture = cell_picture(row, "image", name)
             task = row["category"]
@@ -58,14 +58,18 @@ def _item(task: str, key: str, question: str, answer: str, picture: Picture) -> 
 
 
 def _picture(files: Files, task: Path, stem: str) -> Picture:
+    """A picture, called TASK/STEM, whatever its format is."""
+    name = f"{task.name}/{stem}"
+    if files.names_only:
+        return Picture(name, bytes).without_content()
     for folder in (task / "images", task):
         for extension in EXTENSIONS:
             path = folder / f"{stem}{extension}"
             if path.is_file():
-                return Picture(f"{task.name}/{path.name}", path.read_bytes)
+                return Picture(name, path.read_bytes)
     if files.names_only:
         return files.picture(f"{task.name}/{stem}")
     if files.only_with_pictures:
-        files.absent.add(f"{task.name}/{stem}")
-        return Picture(f"{task.name}/{stem}", bytes).without_content()
+        files.absent.add(name)
+        return Picture(name, bytes).without_content()
     raise UserError(f"{task} has no picture {stem} in any of the formats {', '.join(EXTENSIONS)}")
