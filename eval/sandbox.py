@@ -22,7 +22,10 @@ from pathlib import Path
 
 from vlm.errors import UserError
 
-FLAG = "--allow-code-execution"
+NOT_ALLOWED = (
+    "answers are programs, which do not run unless you allow it: add --allow-code-execution. They "
+    "run confined, but were written by a model: docs/text_benchmarks.md says what they could do"
+)
 _CHILD = Path(__file__).with_name("confined.py")
 _allowed = ContextVar("code execution is allowed", default=False)
 
@@ -90,10 +93,7 @@ def run_programs(programs: Sequence[str], limits: Limits | None = None) -> list[
         UserError: it was not allowed.
     """
     if not _allowed.get():
-        raise UserError(
-            f"answers are programs, which do not run unless you allow it: add {FLAG}. They run "
-            "confined, but were written by a model: docs/text_benchmarks.md says what they could do"
-        )
+        raise UserError(NOT_ALLOWED)
     limits = limits or Limits()
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         outcomes = list(pool.map(lambda program: _run(program, limits), programs))
