@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from encoders.tiling import TiledImage, cut_tiles, join_tiles, place
 from eval.benchmark import BenchmarkConfig
 from eval.conditions import LEVELS, Attack, PgdAttack
 from eval.items import Item, Picture
+from eval.predictions import AttackFacts
 from eval.prompts import Message, Pictures, choice_texts, conversation, shown_answer
 from vlm.api import Model
 from vlm.errors import UserError
@@ -42,16 +44,10 @@ STEPS_FACTOR = 2.5
 
 @dataclass(frozen=True)
 class Attacked:
-    """An item with attacked pictures.
-
-    distance: the largest change of a pixel, as a share of the range from black to white (L-inf).
-    loss_before, loss: of the right answer, or of the target, on the picture and after the attack.
-    """
+    """An item with attacked pictures."""
 
     item: Item
-    distance: float
-    loss_before: float
-    loss: float
+    facts: AttackFacts
 
 
 @dataclass(frozen=True)
@@ -108,6 +104,17 @@ def attack_items(
         for index, outcome in zip(batch, outcomes, strict=True):
             found[index] = _attacked(items[index], victims[index], outcome)
     return found
+
+
+def keep_pictures(outcomes: Sequence[Attacked | None], folder: Path, limit: int) -> None:
+    """Write attacked pictures into a folder, by their SHA-256, until it has `limit` of them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    room = limit - len(list(folder.glob("*.png")))
+    attacked = [outcome for outcome in outcomes if outcome is not None]
+    for outcome in attacked[: max(room, 0)]:
+        for picture in outcome.item.images:
+            content = picture.read()
+            (folder / f"{hashlib.sha256(content).hexdigest()}.png").write_bytes(content)
 
 
 def make_victim(model: Model, benchmark: BenchmarkConfig, item: Item) -> Victim:
@@ -333,12 +340,10 @@ def _attacked(item: Item, victim: Victim, outcome: _Outcome) -> Attacked:
         Picture(f"{item.id} {picture.name}", _reader(files[victim.places[picture.name]]))
         for picture in item.images
     )
-    return Attacked(
-        item=replace(item, images=images),
-        distance=max(changes) / LEVELS,
-        loss_before=outcome.loss_before,
-        loss=outcome.loss,
+    facts = AttackFacts(
+        distance=max(changes) / LEVELS, loss_before=outcome.loss_before, loss=outcome.loss
     )
+    return Attacked(replace(item, images=images), facts)
 
 
 def _file(tiled: TiledImage) -> bytes:

@@ -114,7 +114,7 @@ def _table(report: Report) -> str:
     ends, factor = _scale(report)
     rows = []
     for name, row in report.rows:
-        figures = {side: row.headline(side) for side in report.sides}
+        figures = {str(side): row.headline(side) for side in report.sides}
         rows.append(
             f"<tr{' class=all' if row is report.overall else ''}>"
             f"<th scope=row>{escape(name)}</th><td>{row.num_items:,}</td>"

@@ -1,10 +1,8 @@
 """An evaluation from a model and a benchmark to its report."""
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from rich.progress import Progress
 
 from data.pack import file_sha256
 from eval.benchmark import BenchmarkConfig, describe
-from eval.items import Item
+from eval.items import Item, items_sha256
 from eval.predict import Predictor, in_chunks
 from eval.predictions import Prediction, PredictionFile, discard
 from eval.prompts import Examples, Pictures
@@ -92,7 +90,7 @@ def evaluate(
         raise UserError(f"{data} holds no item of {benchmark.name}")
     counted = items if majority_from is None else _kept(benchmark, majority_from)
     examples = Examples(benchmark, benchmark.examples(data))
-    asking = _Asking(model, benchmark, data, config, examples)
+    asking = _Asking(model, benchmark, data, config, examples, attacked_folder(out))
     predictions = asking.run(items, predictions_path(out))
     answers = {"model": read_answers(benchmark, items, predictions)}
     if "blind" in benchmark.baselines and any(item.images for item in items):
@@ -114,6 +112,8 @@ def evaluate(
         benchmark=dict(describe(benchmark)),
         prompt=asking.first_prompt(),
         preprocessing=_preprocessing(model),
+        max_answer_tokens=asking.max_answer_tokens,
+        num_cut=sum(prediction.cut for prediction in predictions),
         batch_size=config.batch_size,
         device=str(model.device),
         dtype=_dtype(model),
@@ -131,6 +131,11 @@ def evaluate(
 def predictions_path(out: Path, side: Side = "model") -> Path:
     """Where the predictions of a report are, those with pictures or without."""
     return out.with_suffix(".predictions.jsonl" if side == "model" else f".{side}.jsonl")
+
+
+def attacked_folder(out: Path) -> Path:
+    """Where some of the pictures of a report are that an attack made, by their SHA-256."""
+    return out.with_suffix(".attacked")
 
 
 def model_facts(folder: Path) -> ModelFacts:
@@ -152,13 +157,17 @@ def model_facts(folder: Path) -> ModelFacts:
 
 @dataclass(frozen=True)
 class _Asking:
-    """One model, one benchmark, one folder of data."""
+    """One model, one benchmark, one folder of data.
+
+    attacked: where some attacked pictures are kept.
+    """
 
     model: Model
     benchmark: BenchmarkConfig
     data: Path
     config: EvalConfig
     examples: Examples
+    attacked: Path
 
     def run(self, items: Sequence[Item], path: Path, blind: bool = False) -> list[Prediction]:
         """The predictions of all items, asked by all processes; what a file has is not asked."""
@@ -182,9 +191,14 @@ class _Asking:
         wait_for_all()
         return predictions if rank() == 0 else file.completed(ids)
 
+    @property
+    def max_answer_tokens(self) -> int:
+        """Where written answers are cut off."""
+        return self._predictor(False).max_answer_tokens
+
     def first_prompt(self) -> str:
         """The first item's prompt as text."""
-        prompt = self._predictor(False).prompt(next(self._items()), Pictures())
+        prompt, _ = self._predictor(False).prompt(next(self._items()), Pictures())
         if isinstance(prompt, str):
             return prompt
         lines = []
@@ -197,7 +211,8 @@ class _Asking:
         return "\n".join(lines)
 
     def _predictor(self, blind: bool) -> Predictor:
-        return Predictor(self.model, self.benchmark, self.examples, self.config.batch_size, blind)
+        settings = self.model, self.benchmark, self.examples, self.config.batch_size
+        return Predictor(*settings, blind, self.attacked)
 
     def _items(self) -> "islice[Item]":
         return islice(self.benchmark.items(self.data), self.config.limit)
@@ -210,7 +225,7 @@ class _Asking:
         return {
             "weights_sha256": model_facts(self.model.folder).weights_sha256,
             "benchmark": asked,
-            "items_sha256": items_sha256(items, ()),
+            "items_sha256": items_sha256(items),
             "blind": blind,
             "device": self.model.device.type,
             "dtype": _dtype(self.model),
@@ -226,20 +241,6 @@ def _kept(benchmark: BenchmarkConfig, data: Path) -> list[Item]:
     return items
 
 
-def items_sha256(items: Sequence[Item], predictions: Sequence[Prediction]) -> str:
-    """The hash of all that is asked and of what counts as right; of pictures, if they were read."""
-    digest = sha256()
-    for item in items:
-        content = [
-            item.id, item.question, item.answers, item.choices, item.correct, item.type,
-            item.group, dict(item.fields), item.follow_ups,
-        ]  # fmt: skip
-        digest.update(json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass"))
-    for prediction in predictions:
-        digest.update(json.dumps(prediction.images).encode())
-    return digest.hexdigest()
-
-
 def _data_facts(
     benchmark: BenchmarkConfig,
     folder: Path,
@@ -250,7 +251,7 @@ def _data_facts(
 ) -> DataFacts:
     return DataFacts(
         folder=str(folder),
-        sha256=items_sha256(items, predictions),
+        sha256=items_sha256(items, (prediction.images for prediction in predictions)),
         num_items=len(items),
         limit=limit,
         num_left_out=num_left_out,

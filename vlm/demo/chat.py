@@ -102,7 +102,7 @@ def chat_tab(model: Model, config: DemoConfig, pictures: Sequence[Path]) -> None
         allow_tags=False,
         latex_delimiters=[],
         buttons=["copy"],
-        placeholder="Add pictures to a message, ask about them, and go on asking.",
+        placeholder="Add pictures, ask about them, go on asking.",
         elem_id="chat",
     )
     box = gr.MultimodalTextbox(

@@ -19,7 +19,7 @@ READ = re.compile(
     r"/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)?/?"
     r"|/(static|assets|svelte)/.*"
     r"|/gradio_api/(info|app_id|startup-events|upload_progress|queue/data)/?"
-    r"|/gradio_api/(heartbeat/\w+|file=(?!https?:).*)"
+    r"|/gradio_api/(heartbeat/\w+|file=(?!(?i:https?:)).*)"
 )
 UPLOAD = "/gradio_api/upload"
 # What browsers post as JSON.

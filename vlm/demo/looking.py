@@ -136,15 +136,16 @@ def looking_tab(model: Model, config: DemoConfig, pictures: Sequence[Path]) -> N
                 api_visibility="private",
             )
         with gr.Column():
-            words = gr.Radio(
-                [], label="The answer: choose a word", visible=False, elem_id="look-words"
-            )
             overlay = gr.Image(
                 label="Where it looked",
+                show_label=False,
                 interactive=False,
                 format="png",
                 buttons=["download", "fullscreen"],
                 elem_id="look-overlay",
+            )
+            words = gr.Radio(
+                [], label="The answer: choose a word", visible=False, elem_id="look-words"
             )
             figures = gr.Markdown(elem_id="look-figures")
             layer = gr.Dropdown(

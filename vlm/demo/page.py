@@ -19,11 +19,15 @@ MONOSPACE = ("ui-monospace", "monospace")
 CSS = """
 .gradio-container { max-width: 1100px !important; width: 100%; margin: auto; }
 #title h1 { margin: 0; }
-#look-words label { overflow-wrap: anywhere; }
+#look-words label { overflow-wrap: anywhere; padding: 4px 10px; }
+#look-words label span { margin: 0; }
+#look-words input { position: absolute; opacity: 0; }
+#look-words label:has(input:checked) { background: var(--primary-500); color: white; }
+#look-words label:has(input:focus-visible) { outline: 2px solid var(--primary-700); }
 #chat [aria-label="Share"], #chat [title="Share"] { display: none; }
 footer { display: none !important; }
 @media (max-width: 480px) {
-    .gradio-container .main { padding: 12px !important; }
+    .main.fillable { padding: 12px !important; }
     .tab-container button { padding: 0 8px !important; }
 }
 """
