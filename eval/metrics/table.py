@@ -59,6 +59,9 @@ METRICS: dict[str, Metric] = {
     "yes_no": yes_no.measure,
 }
 
+# Those that run what a model wrote.
+RUN_CODE = frozenset({"humaneval"})
+
 
 def find_metric(name: str) -> Metric:
     """Return a metric by name.

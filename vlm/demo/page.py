@@ -27,7 +27,7 @@ CSS = """
 #chat [aria-label="Share"], #chat [title="Share"] { display: none; }
 footer { display: none !important; }
 @media (max-width: 480px) {
-    .gradio-container .main { padding: 12px !important; }
+    .main.fillable { padding: 12px !important; }
     .tab-container button { padding: 0 8px !important; }
 }
 """
