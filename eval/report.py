@@ -62,6 +62,7 @@ class Run(_Facts):
     num_cut: of prompts that were too long for the model, and shortened.
     commit, versions: of the code that measured.
     command: what was typed, where it was.
+    judge: who graded open answers.
     """
 
     model: ModelFacts
@@ -79,6 +80,7 @@ class Run(_Facts):
     versions: dict[str, str]
     seconds: float
     command: str | None = None
+    judge: str | None = None
 
 
 class Row(_Facts):
@@ -240,6 +242,7 @@ def receipt(report: Report) -> dict[str, str]:
         "prompt": f"`{run.benchmark['prompt']!r}`, of the first item: `{run.prompt!r}`",
         "length": f"answers of at most {run.max_answer_tokens} tokens; {run.num_cut} prompts were "
         "too long for the model and cut",
+        **({} if run.judge is None else {"judge": run.judge}),
         "pictures": ", ".join(f"{name} {value}" for name, value in run.preprocessing.items()),
         "measured": f"at commit {run.commit} on {run.device} in {run.dtype}, {run.seconds:.1f} s, "
         f"batch size {run.batch_size}",
