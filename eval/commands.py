@@ -166,6 +166,25 @@ def list_benchmarks() -> None:
     Console(soft_wrap=True).print(table)
 
 
+@evaluation.command("get")
+def get_files(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A benchmark, or a YAML file.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where its files go.")],
+    overrides: Overrides = None,
+    revision: Annotated[
+        str | None, typer.Option(help="A branch, tag or commit of the data set.")
+    ] = None,
+) -> None:
+    """Download a benchmark's files from the Hugging Face hub, where it is there."""
+    from eval.benchmark import find_benchmark
+    from eval.download import download
+
+    benchmark = find_benchmark(name, tuple(overrides or ()))
+    commit = download(benchmark, folder, revision)
+    print(f"{benchmark.source.hub} at commit {commit} is in {folder}")
+    print(f"measure with `vlm eval MODEL --benchmark {name} --data {folder}`")
+
+
 @evaluation.command("compare")
 def compare_reports(
     a: Annotated[Path, typer.Argument(metavar="A.json", help="The report of one model.")],

@@ -55,7 +55,7 @@ class Run(_Facts):
     """The receipt: everything that a figure depends on.
 
     benchmark: its settings, prompt and decoding among them.
-    prompt: the first item's, as the model was given it; pictures are `<image>`.
+    prompt: the first item's as the model reads it, with its chat template.
     preprocessing: of pictures.
     max_answer_tokens: where a written answer was cut off: the benchmark's limit, or less in a model
         of few positions.

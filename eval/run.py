@@ -200,18 +200,9 @@ class _Asking:
         return self._predictor(False).max_answer_tokens
 
     def first_prompt(self) -> str:
-        """The first item's prompt as text."""
+        """The first item's prompt as the model reads it."""
         prompt, _ = self._predictor(False).prompt(next(self._items()), Pictures())
-        if isinstance(prompt, str):
-            return prompt
-        lines = []
-        for message in prompt:
-            parts = message["content"]
-            if not isinstance(parts, str):
-                words = [p["text"] if p["type"] == "text" else "<image>" for p in parts]
-                parts = " ".join(words)
-            lines.append(f"{message['role']}: {parts}")
-        return "\n".join(lines)
+        return prompt if isinstance(prompt, str) else self.model.prompt_text(prompt)
 
     def _predictor(self, blind: bool) -> Predictor:
         settings = self.model, self.benchmark, self.examples, self.config.batch_size

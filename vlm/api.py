@@ -136,6 +136,13 @@ class Model:
         """
         return self._reply([self._prompt(messages)], settings)[0]
 
+    def prompt_text(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The text that an answer to a conversation follows, as the model reads it: with what the
+        chat template writes, special tokens among it; an image is `<|image|>`.
+        """
+        ids = self._prompt(messages).input_ids.tolist()
+        return self.processor.tokenizer.decode(ids, skip_special=False)
+
     def choices(
         self, messages: Sequence[Mapping[str, Any]], num_choices: int, **settings: Any
     ) -> list[Reply]:

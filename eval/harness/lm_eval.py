@@ -118,9 +118,7 @@ class HarnessModel(LM):
                 "the task begins the answer (gen_prefix), which works on raw texts only: leave out "
                 "--apply_chat_template, or choose another task"
             )
-        encoded = self.model.processor.encode(chat_history, add_generation_prompt=True)
-        tokenizer = self.model.processor.tokenizer
-        text = tokenizer.decode(encoded.input_ids.tolist(), skip_special=False)
+        text = self.model.prompt_text(chat_history)
         self._chats[text] = chat_history
         return text
 

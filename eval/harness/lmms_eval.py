@@ -1,7 +1,7 @@
-"""A model of ours in lmms-eval, which finds it by the entry point group `lmms_eval.models`.
+"""A model of ours in lmms-eval, which finds it through `eval/harness/lmms_manifest.py`.
 
-`lmms-eval --model vlm --model_args pretrained=FOLDER --tasks NAME`, in an environment that has
-lmms-eval and this package.
+`python -m lmms_eval --model vlm --model_args pretrained=FOLDER --tasks NAME`, in an environment
+that has lmms-eval and this package.
 """
 
 from collections.abc import Sequence
@@ -10,14 +10,12 @@ from typing import Any
 import torch
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
-from lmms_eval.models.registry_v2 import ModelManifest
+from lmms_eval.utils import simple_parse_args_string
 
 from eval.harness.requests import as_batch_size, generate, score, show
 from eval.ranks import num_ranks, own_device, rank
 from vlm.api import Model, load
 from vlm.errors import UserError
-
-NAME = "vlm"
 
 
 class HarnessModel(lmms):
@@ -50,6 +48,14 @@ class HarnessModel(lmms):
         self._rank, self._world_size = rank(), num_ranks()
         # Where lmms-eval counts what each process has, exchanged between hosts' memories.
         self.device = torch.device("cpu")
+
+    @classmethod
+    def create_from_arg_string(
+        cls, arg_string: str, additional_config: dict[str, Any] | None = None
+    ) -> "HarnessModel":
+        """What `--model_args` names; lmms-eval's own options stand for what it leaves out."""
+        given = {k: v for k, v in (additional_config or {}).items() if v is not None}
+        return cls(**{**given, **simple_parse_args_string(arg_string)})
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """The loss of each continuation, its mean over tokens, and whether greedy writes it.
@@ -129,9 +135,3 @@ class _Rounds:
 
 def _messages(context: str, visuals: Sequence[Any]) -> list[dict[str, Any]]:
     return show([{"role": "user", "content": context}], visuals or ())
-
-
-def manifest() -> ModelManifest:
-    """What the entry point tells lmms-eval."""
-    path = f"{HarnessModel.__module__}.{HarnessModel.__qualname__}"
-    return ModelManifest(model_id=NAME, simple_class_path=path)
