@@ -1,9 +1,7 @@
 """`vlm eval`: what a model can do, measured."""
 
-import os
 import shlex
 import sys
-import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from eval.bench_commands import Device
+from eval.consent import AllowCode, Consent, JudgeModel, JudgeOption
 from eval.score_command import score_predictions
 
 DEFAULT = "run"
@@ -82,24 +81,9 @@ def run_benchmarks(
             "default: the evaluated items."
         ),
     ] = None,
-    judge: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL|FOLDER",
-            help="Grades open answers: an endpoint of OpenAI's form (key in VLM_JUDGE_API_KEY) or "
-            "a model folder.",
-        ),
-    ] = None,
-    judge_model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What the endpoint calls the judge.")
-    ] = None,
-    allow_code_execution: Annotated[
-        bool,
-        typer.Option(
-            "--allow-code-execution",
-            help="Run programs that the model wrote; docs/text_benchmarks.md says how confined.",
-        ),
-    ] = False,
+    judge: JudgeOption = None,
+    judge_model: JudgeModel = None,
+    allow_code_execution: AllowCode = False,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Ask all again, whatever predictions are there.")
     ] = False,
@@ -115,14 +99,8 @@ def run_benchmarks(
     that was killed goes on when it is started again. `torchrun -m vlm eval ...` shares the items
     among GPUs.
     """
-    from contextlib import ExitStack
-
     from eval.benchmark import find_benchmark
-    from eval.formats.mt_bench import write_answers
-    from eval.judge import Grader, judged_by, open_judge
-    from eval.metrics.table import RUN_CODE
     from eval.ranks import own_device, rank
-    from eval.sandbox import NOT_ALLOWED, code_execution_allowed
     from vlm.errors import UserError
 
     names = benchmark or ["shards"]
@@ -135,13 +113,14 @@ def run_benchmarks(
     for chosen, folder in zip(benchmarks, folders, strict=True):
         if next(chosen.items(folder), None) is None:
             raise UserError(f"{folder} holds no item of {chosen.name}")
-        if RUN_CODE.intersection(chosen.metrics) and not allow_code_execution:
-            raise UserError(NOT_ALLOWED)
         name = folder.resolve().name if chosen.name == "shards" else chosen.name
         reports.append(_report_path(out or model / "eval" / f"{name}.json"))
+    measured = [metric for chosen in benchmarks for metric in chosen.metrics]
+    consent = Consent(measured, allow_code_execution, judge, judge_model)
 
     from rich.console import Console
 
+    from eval.exports import write_export
     from eval.report import further_figures, terminal_table
     from eval.report_page import write_page
     from eval.run import EvalConfig, evaluate, predictions_path
@@ -161,16 +140,10 @@ def run_benchmarks(
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"no report can be written to {path}: {error}") from error
-    grading = None if judge is None else open_judge(judge, judge_model, os.environ)
     config = EvalConfig(limit=limit, batch_size=batch_size, fresh=fresh)
     command = shlex.join(["vlm", *sys.argv[1:]])
     for chosen, folder, path in zip(benchmarks, folders, reports, strict=True):
-        with ExitStack() as around:
-            if allow_code_execution:
-                around.enter_context(code_execution_allowed())
-            if grading is not None:
-                kept = path.with_suffix(".judgements.jsonl")
-                around.enter_context(judged_by(Grader(grading, kept, model.resolve().name)))
+        with consent.given(path, model.resolve().name):
             if isinstance(loaded, ZeroShot):
                 evaluation = evaluate_zero_shot(loaded, chosen, folder, path, config, command)
             else:
@@ -183,12 +156,10 @@ def run_benchmarks(
                 print(f"{name}: {text}")
             print(f"report: {path}, {path.with_suffix('.md').name}, {path.stem}.html")
             print(f"predictions: {predictions_path(path)}")
-            if chosen.format == "mt_bench":
-                given = path.with_suffix(".answers.jsonl")
-                scored = evaluation.scored
-                name = model.resolve().name
-                write_answers(given, scored.items, scored.answers, name, time.time())
-                print(f"answers in FastChat's form: {given}")
+            scored = evaluation.scored
+            export = write_export(chosen, path, scored.items, scored.answers, model.resolve().name)
+            if export is not None:
+                print(f"for the benchmark's own tools: {export}")
 
 
 @evaluation.command("list")
