@@ -124,9 +124,17 @@ def run_benchmarks(
     from eval.report import further_figures, terminal_table
     from eval.report_page import write_page
     from eval.run import EvalConfig, evaluate, predictions_path
-    from vlm.api import load
+    from eval.zero_shot import ZeroShot, for_towers
+    from eval.zero_shot_run import evaluate_zero_shot
+    from vlm.api import Model, load
 
-    loaded = load(model, device=own_device(device), dtype=dtype)
+    loaded: Model | ZeroShot
+    if for_towers(benchmarks):
+        if majority_from is not None:
+            raise UserError("--majority-from is for questions, which an encoder is not asked")
+        loaded = ZeroShot.load(model, own_device(device), dtype, batch_size)
+    else:
+        loaded = load(model, device=own_device(device), dtype=dtype)
     for path in reports:  # before the questions, not after an hour of them
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +144,10 @@ def run_benchmarks(
     command = shlex.join(["vlm", *sys.argv[1:]])
     for chosen, folder, path in zip(benchmarks, folders, reports, strict=True):
         with consent.given(path, model.resolve().name):
-            evaluation = evaluate(loaded, chosen, folder, path, config, majority_from, command)
+            if isinstance(loaded, ZeroShot):
+                evaluation = evaluate_zero_shot(loaded, chosen, folder, path, config, command)
+            else:
+                evaluation = evaluate(loaded, chosen, folder, path, config, majority_from, command)
         report = evaluation.report
         if rank() == 0:
             write_page(path.with_suffix(".html"), report, evaluation.sides, chosen, folder)

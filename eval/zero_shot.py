@@ -12,7 +12,6 @@ The metrics `classification` and `retrieval` read these (eval/metrics/zero_shot.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,11 +23,14 @@ from torch.nn.utils.rnn import pad_sequence
 from eval.benchmark import BenchmarkConfig
 from eval.items import Item
 from eval.predictions import Prediction
+from vlm.api import find_device, find_dtype
 from vlm.chat.processor import Processor
 from vlm.contrastive import TwoTowers, load_two_towers
 from vlm.errors import UserError
 from vlm.inputs import stack_images
 
+# What of `ask` is for the towers; all else is for whole models.
+TASKS = ("classify", "retrieve")
 # Classes of which a prediction names the likeliest, for top-5 accuracy.
 NUM_NAMED = 5
 # Rows of similarities held at a time.
@@ -37,45 +39,45 @@ ROWS = 1024
 ValueT = TypeVar("ValueT")
 
 
-def run_zero_shot(
-    folder: Path,
-    benchmark: BenchmarkConfig,
-    data: Path,
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-    batch_size: int = 64,
-    limit: int | None = None,
-) -> tuple[list[Item], list[Prediction]]:
-    """Load an encoder stage's folder and predict a benchmark's items.
+def for_towers(benchmarks: Sequence[BenchmarkConfig]) -> bool:
+    """Whether benchmarks are for an encoder stage's towers, and not for whole models.
 
-    Returns:
-        the items, whose pictures are known by their names, and a prediction for each.
     Raises:
-        UserError: the folder holds no two towers, files are missing, or there are no items.
+        UserError: some are and some are not; no folder holds both.
     """
-    items = list(islice(benchmark.items(data), limit))
-    if not items:
-        raise UserError(f"{data} holds no item of {benchmark.name}")
-    towers = ZeroShot.load(folder, device, dtype, batch_size)
-    return [item.without_content() for item in items], towers.predict(benchmark, items)
+    found = {benchmark.ask in TASKS: benchmark.name for benchmark in benchmarks}
+    if len(found) > 1:
+        raise UserError(
+            f"{found[True]} is for the folder of an encoder stage, {found[False]} for a whole "
+            "model: measure them one after the other"
+        )
+    return True in found
 
 
 @dataclass(frozen=True)
 class ZeroShot:
     """An encoder stage's towers, and how many pictures or texts they read together."""
 
+    folder: Path
     towers: TwoTowers
     processor: Processor
     max_tokens: int
     device: torch.device
-    batch_size: int = 64
+    batch_size: int = 32
 
     @classmethod
     def load(
-        cls, folder: Path, device: torch.device, dtype: torch.dtype, batch_size: int = 64
+        cls, folder: Path, device: str = "auto", dtype: str = "auto", batch_size: int = 32
     ) -> "ZeroShot":
         """Load an encoder stage's folder; see `load_two_towers` for what it refuses."""
-        return cls(*load_two_towers(folder, device, dtype), device, batch_size)
+        place = find_device(device)
+        towers = load_two_towers(folder, place, find_dtype(dtype, place))
+        return cls(folder, *towers, place, batch_size)
+
+    @property
+    def dtype(self) -> str:
+        """Of the weights: `float32`."""
+        return str(self.towers.head.log_scale.dtype).removeprefix("torch.")
 
     def predict(self, benchmark: BenchmarkConfig, items: Sequence[Item]) -> list[Prediction]:
         """A prediction for each item, in order. Retrieval is among these items.
@@ -83,7 +85,7 @@ class ZeroShot:
         Raises:
             UserError: the benchmark asks for something else, or a picture cannot be read.
         """
-        if benchmark.ask not in ("classify", "retrieve"):
+        if benchmark.ask not in TASKS:
             raise UserError(
                 f"{benchmark.name} asks to {benchmark.ask}, which needs a whole model: an encoder "
                 "stage's folder can classify and retrieve"

@@ -1,5 +1,6 @@
 """Zero-shot classification and retrieval by two towers."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,19 +14,22 @@ from torch import Tensor
 
 from encoders.config import TextTowerConfig
 from encoders.text import build_text_tower
-from eval.benchmark import BenchmarkConfig, find_benchmark
+from eval.benchmark import BenchmarkConfig, benchmark_names, find_benchmark
 from eval.items import Answer, Item
 from eval.metrics.table import find_metric
+from eval.run import EvalConfig
 from eval.scoring import read_answers, score
-from eval.zero_shot import NUM_NAMED, ZeroShot, run_zero_shot
+from eval.zero_shot import NUM_NAMED, TASKS, ZeroShot, for_towers
+from eval.zero_shot_run import evaluate_zero_shot
+from vlm import cli
 from vlm.chat.processor import Processor
 from vlm.config import VLMConfig
-from vlm.contrastive import ContrastiveHead
+from vlm.contrastive import ContrastiveHead, TwoTowers
 from vlm.errors import UserError
 from vlm.model import VisionLanguageModel
 from vlm.weights.folder import FORMAT, FolderConfig, save_folder
 
-CPU = torch.device("cpu")
+ENCODER_BENCHMARKS = [n for n in benchmark_names() if find_benchmark(n).ask in TASKS]
 TOWER = TextTowerConfig(
     vocab_size=300, max_tokens=32, hidden_size=16, num_layers=1, num_heads=2, embedding_size=12
 )
@@ -56,13 +60,14 @@ def encoder_folder(
         text_tower=TOWER,
     )
     folder = tmp_path_factory.mktemp("encoder") / "encoder"
-    save_folder(folder, described, components, processor, {"stage": "encoder"})
+    provenance = {"stage": "encoder", "seed": 0, "commit": "c0ffee"}
+    save_folder(folder, described, components, processor, provenance)
     return folder
 
 
 @pytest.fixture(scope="session")
 def towers(encoder_folder: Path) -> ZeroShot:
-    return ZeroShot.load(encoder_folder, CPU, torch.float32, batch_size=3)
+    return ZeroShot.load(encoder_folder, "cpu", batch_size=3)
 
 
 @pytest.fixture(scope="session")
@@ -193,26 +198,38 @@ def test_the_batch_size_changes_no_prediction(
     )
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "cifar10",
-        "coco_retrieval",
-        "flickr30k_retrieval",
-        "flickr8k_retrieval",
-        "folder_classification",
-    ],
-)
-def test_every_benchmark_of_the_encoder_stage_runs(
-    name: str, encoder_folder: Path, tmp_path: Path
+@pytest.mark.parametrize("name", ENCODER_BENCHMARKS)
+def test_every_benchmark_of_the_encoder_stage_runs_to_its_report(
+    name: str, encoder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    published.BENCHMARK_WRITERS[name](tmp_path)
-    benchmark = find_benchmark(name)
-    items, predictions = run_zero_shot(encoder_folder, benchmark, tmp_path, CPU)
-    assert [prediction.id for prediction in predictions] == [item.id for item in items]
-    assert all(len(prediction.images) == 1 for prediction in predictions)
-    figures = score(benchmark, items, read_answers(benchmark, items, predictions)).figures()
-    assert all(figure.value is not None for figure in figures.values())
+    data, out = tmp_path / "data", tmp_path / "out.json"
+    data.mkdir()
+    published.BENCHMARK_WRITERS[name](data)
+    command = ["eval", str(encoder_folder), "--benchmark", name, "--data", str(data)]
+    assert cli.main([*command, "--out", str(out), "--device", "cpu"]) == 0, capsys.readouterr().err
+    report = json.loads(out.read_text())
+    figures = report["overall"]["figures"]["model"]
+    assert all(0 <= figure["value"] <= 1 for figure in figures.values())
+    assert report["run"]["model"]["stage"] == "encoder"
+    assert report["run"]["data"]["num_items"] == report["overall"]["num_items"] >= 2
+    assert "prompt" not in out.with_suffix(".md").read_text()
+    assert out.with_suffix(".html").is_file()
+
+
+def test_finished_predictions_are_not_made_again(
+    towers: ZeroShot, classes: Path, tmp_path: Path
+) -> None:
+    benchmark = find_benchmark("folder_classification")
+    first = evaluate_zero_shot(towers, benchmark, classes, tmp_path / "a.json")
+    kept = (tmp_path / "a.predictions.jsonl").read_bytes()
+    parts = towers.towers
+    blind = TwoTowers(torch.nn.Module(), parts.text_tower, parts.head)  # sees nothing and raises
+    empty = replace(towers, towers=blind)
+    again = evaluate_zero_shot(empty, benchmark, classes, tmp_path / "a.json")
+    assert again.scored.values() == first.scored.values()
+    assert (tmp_path / "a.predictions.jsonl").read_bytes() == kept
+    with pytest.raises(NotImplementedError):
+        evaluate_zero_shot(empty, benchmark, classes, tmp_path / "a.json", EvalConfig(fresh=True))
 
 
 def test_long_texts_are_cut_to_what_the_tower_reads(towers: ZeroShot) -> None:
@@ -232,18 +249,25 @@ def test_what_cannot_be_done_is_said(
     with pytest.raises(UserError, match="pope asks to generate, which needs a whole model"):
         towers.predict(find_benchmark("pope"), items)
     with pytest.raises(UserError, match=r"\(stage finetune\) has no text tower"):
-        ZeroShot.load(model_folder, CPU, torch.float32)
+        ZeroShot.load(model_folder, "cpu")
     with pytest.raises(UserError, match=r"holds encoder, text_tower .*no contrastive_head"):
-        ZeroShot.load(change_config(encoder_folder, tmp_path / "old"), CPU, torch.float32)
+        ZeroShot.load(change_config(encoder_folder, tmp_path / "old"), "cpu")
     with pytest.raises(UserError, match="items differ in their classes"):
         towers.predict(
             find_benchmark("folder_classification"), [items[0], replace(items[1], choices=("a",))]
         )
+    (tmp_path / "none/empty").mkdir(parents=True)
     with pytest.raises(UserError, match="holds no item of folder_classification"):
-        (tmp_path / "none/empty").mkdir(parents=True)
-        run_zero_shot(
-            encoder_folder, find_benchmark("folder_classification"), tmp_path / "none", CPU
+        evaluate_zero_shot(
+            towers,
+            find_benchmark("folder_classification"),
+            tmp_path / "none",
+            tmp_path / "out.json",
         )
+    kinds = [find_benchmark(name) for name in ("cifar10", "pope")]
+    with pytest.raises(UserError, match="cifar10 is for the folder of an encoder stage, pope for"):
+        for_towers(kinds)
+    assert for_towers(kinds[:1]) and not for_towers(kinds[1:])
 
 
 @pytest.fixture
