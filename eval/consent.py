@@ -47,6 +47,7 @@ class Consent:
     ) -> None:
         from eval.judge import open_judge
         from eval.metrics.table import JUDGED, RUN_CODE
+        from eval.ranks import rank
         from eval.sandbox import NOT_ALLOWED
 
         if not allow_code and RUN_CODE.intersection(metrics):
@@ -56,7 +57,9 @@ class Consent:
         if judge is None and judge_model is not None:
             raise UserError("--judge-model is of an endpoint: give its address with --judge")
         self.allow_code = allow_code
-        self.judge = None if judge is None else open_judge(judge, judge_model, os.environ)
+        self.judge = None
+        if judge is not None and rank() == 0:  # the process that writes the report
+            self.judge = open_judge(judge, judge_model, os.environ)
 
     @contextmanager
     def given(self, report: Path, answerer: str) -> Iterator[None]:
