@@ -141,6 +141,8 @@ class BenchmarkConfig(_Section):
             raise ValueError("system is a message: set chat to true, or put it into the prompt")
         if bool(self.templates) != (self.ask == "classify"):
             raise ValueError("templates and ask: classify belong together")
+        if any("{class}" not in template for template in self.templates):
+            raise ValueError("templates: each needs {class} where a class's name stands")
         if self.attack is not None and not (self.chat and self.few_shot is None):
             raise ValueError("an attack is on what is asked alone: needed are chat and no few_shot")
         if self.attack is not None and self.ask == "perplexity":

@@ -145,9 +145,17 @@ def run_benchmarks(
     from eval.report import further_figures, terminal_table
     from eval.report_page import write_page
     from eval.run import EvalConfig, evaluate, predictions_path
-    from vlm.api import load
+    from eval.zero_shot import ZeroShot, for_towers
+    from eval.zero_shot_run import evaluate_zero_shot
+    from vlm.api import Model, load
 
-    loaded = load(model, device=own_device(device), dtype=dtype)
+    loaded: Model | ZeroShot
+    if for_towers(benchmarks):
+        if majority_from is not None:
+            raise UserError("--majority-from is for questions, which an encoder is not asked")
+        loaded = ZeroShot.load(model, own_device(device), dtype, batch_size)
+    else:
+        loaded = load(model, device=own_device(device), dtype=dtype)
     for path in reports:  # before the questions, not after an hour of them
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -163,7 +171,10 @@ def run_benchmarks(
             if grading is not None:
                 kept = path.with_suffix(".judgements.jsonl")
                 around.enter_context(judged_by(Grader(grading, kept, model.resolve().name)))
-            evaluation = evaluate(loaded, chosen, folder, path, config, majority_from, command)
+            if isinstance(loaded, ZeroShot):
+                evaluation = evaluate_zero_shot(loaded, chosen, folder, path, config, command)
+            else:
+                evaluation = evaluate(loaded, chosen, folder, path, config, majority_from, command)
         report = evaluation.report
         if rank() == 0:
             write_page(path.with_suffix(".html"), report, evaluation.sides, chosen, folder)
@@ -193,6 +204,25 @@ def list_benchmarks() -> None:
         config = find_benchmark(name)
         table.add_row(name, config.title, ", ".join(config.metrics), config.source.homepage)
     Console(soft_wrap=True).print(table)
+
+
+@evaluation.command("get")
+def get_files(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A benchmark, or a YAML file.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where its files go.")],
+    overrides: Overrides = None,
+    revision: Annotated[
+        str | None, typer.Option(help="A branch, tag or commit of the data set.")
+    ] = None,
+) -> None:
+    """Download a benchmark's files from the Hugging Face hub, where it is there."""
+    from eval.benchmark import find_benchmark
+    from eval.download import download
+
+    benchmark = find_benchmark(name, tuple(overrides or ()))
+    commit = download(benchmark, folder, revision)
+    print(f"{benchmark.source.hub} at commit {commit} is in {folder}")
+    print(f"measure with `vlm eval MODEL --benchmark {name} --data {folder}`")
 
 
 @evaluation.command("compare")

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from data.pack import file_sha256
+from encoders.config import VisionConfig
 from eval.benchmark import BenchmarkConfig, describe
 from eval.items import Item, items_sha256
 from eval.predict import Predictor, in_chunks
@@ -105,13 +106,13 @@ def evaluate(
     }
     run = Run(
         model=model_facts(model.folder),
-        data=_data_facts(benchmark, data, items, predictions, config.limit, len(left_out)),
+        data=data_facts(benchmark, data, items, predictions, config.limit, len(left_out)),
         majority_from=None
         if majority_from is None
-        else _data_facts(benchmark, majority_from, counted, (), None),
+        else data_facts(benchmark, majority_from, counted, (), None),
         benchmark=dict(describe(benchmark)),
         prompt=asking.first_prompt(),
-        preprocessing=_preprocessing(model),
+        preprocessing=preprocessing(model.processor.vision),
         max_answer_tokens=asking.max_answer_tokens,
         num_cut=sum(prediction.cut for prediction in predictions),
         batch_size=config.batch_size,
@@ -209,20 +210,30 @@ class _Asking:
         return islice(self.benchmark.items(self.data), self.config.limit)
 
     def _settings(self, items: Sequence[Item], blind: bool) -> dict[str, Any]:
-        """What predictions depend on. The batch size is not among it."""
-        asked = {
-            name: value for name, value in describe(self.benchmark).items() if name not in NOT_ASKED
-        }
-        return {
-            "weights_sha256": model_facts(self.model.folder).weights_sha256,
-            "benchmark": asked,
-            "items_sha256": items_sha256(items),
-            "blind": blind,
-            "device": self.model.device.type,
-            "dtype": _dtype(self.model),
-            "commit": commit(),
-            "versions": {name: library_versions()[name] for name in ("vlm", "torch")},
-        }
+        place = self.model.device.type, _dtype(self.model)
+        return prediction_settings(self.model.folder, self.benchmark, items, blind, *place)
+
+
+def prediction_settings(
+    folder: Path,
+    benchmark: BenchmarkConfig,
+    items: Sequence[Item],
+    blind: bool,
+    device: str,
+    dtype: str,
+) -> dict[str, Any]:
+    """What predictions depend on. The batch size is not among it."""
+    asked = {name: value for name, value in describe(benchmark).items() if name not in NOT_ASKED}
+    return {
+        "weights_sha256": model_facts(folder).weights_sha256,
+        "benchmark": asked,
+        "items_sha256": items_sha256(items),
+        "blind": blind,
+        "device": device,
+        "dtype": dtype,
+        "commit": commit(),
+        "versions": {name: library_versions()[name] for name in ("vlm", "torch")},
+    }
 
 
 def _kept(benchmark: BenchmarkConfig, data: Path) -> list[Item]:
@@ -232,7 +243,7 @@ def _kept(benchmark: BenchmarkConfig, data: Path) -> list[Item]:
     return items
 
 
-def _data_facts(
+def data_facts(
     benchmark: BenchmarkConfig,
     folder: Path,
     items: Sequence[Item],
@@ -240,6 +251,7 @@ def _data_facts(
     limit: int | None,
     num_left_out: int = 0,
 ) -> DataFacts:
+    """What was asked, for the receipt."""
     return DataFacts(
         folder=str(folder),
         sha256=items_sha256(items, (prediction.images for prediction in predictions)),
@@ -250,8 +262,8 @@ def _data_facts(
     )
 
 
-def _preprocessing(model: Model) -> dict[str, Any]:
-    vision = model.processor.vision
+def preprocessing(vision: VisionConfig) -> dict[str, Any]:
+    """What is done to pictures, for the receipt."""
     names = ("tile_size_px", "max_num_tiles", "image_mean", "image_std")
     return {name: value for name, value in vision.model_dump(mode="json").items() if name in names}
 

@@ -376,11 +376,7 @@ def load(
             "load the folder of an align or finetune stage"
         )
     target = find_device(device)
-    if dtype not in (*DTYPES, "auto"):
-        raise UserError(f"unknown dtype {dtype!r}; there are auto, {', '.join(DTYPES)}")
-    weights_dtype = DTYPES[
-        dtype if dtype != "auto" else ("bfloat16" if target.type == "cuda" else "float32")
-    ]
+    weights_dtype = find_dtype(dtype, target)
     processor = Processor.from_folder(weights, config.model.vision)
     processor.tokenizer.check_fits(config.model.decoder.num_embeddings)
     with torch.device("meta"):
@@ -409,6 +405,17 @@ def find_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {name!r} was asked for, but torch sees no CUDA device")
     return device
+
+
+def find_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the dtype that a user names; "auto" is bfloat16 on a GPU, float32 on the CPU.
+
+    Raises:
+        UserError: there is no such dtype.
+    """
+    if name not in (*DTYPES, "auto"):
+        raise UserError(f"unknown dtype {name!r}; there are auto, {', '.join(DTYPES)}")
+    return DTYPES[name if name != "auto" else ("bfloat16" if device.type == "cuda" else "float32")]
 
 
 def _check_input(

@@ -65,7 +65,9 @@ def test_every_picture_benchmark_has_a_writer() -> None:
 def test_missing_files_are_named_with_where_they_come_from(tmp_path: Path) -> None:
     BENCHMARK_WRITERS["pope"](tmp_path)
     shutil.rmtree(tmp_path / "val2014")
-    with pytest.raises(UserError, match=r"has no val2014 \| images\* \(images\), which pope needs"):
+    with pytest.raises(
+        UserError, match=r"has no val2014\* \| images\* \(images\), which pope needs"
+    ):
         read("pope", tmp_path)
     BENCHMARK_WRITERS["vqa_v2"](tmp_path)
     (tmp_path / "v2_mscoco_val2014_annotations.json").unlink()
