@@ -76,6 +76,22 @@ def run_benchmarks(
             "default: the evaluated items."
         ),
     ] = None,
+    corruption: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND:SEVERITY",
+            help="Ask again with damaged pictures: `blur:3`, `blur` at all five severities, "
+            "`all` kinds; may be repeated. The report compares.",
+        ),
+    ] = None,
+    attack: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND:NAME=VALUE,...",
+            help="Ask again with attacked pictures: `pgd:eps=4/255,steps=10`, `patch:share=0.05`; "
+            "may be repeated.",
+        ),
+    ] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Ask all again, whatever predictions are there.")
     ] = False,
@@ -92,9 +108,11 @@ def run_benchmarks(
     among GPUs.
     """
     from eval.benchmark import find_benchmark
+    from eval.conditions import read_conditions
     from eval.ranks import own_device, rank
     from vlm.errors import UserError
 
+    conditions = read_conditions(corruption or (), attack or ())
     names = benchmark or ["shards"]
     if len(names) > 1 and (out is not None or majority_from is not None):
         raise UserError("--out and --majority-from are of one benchmark; leave them out of several")
@@ -105,13 +123,17 @@ def run_benchmarks(
     for chosen, folder in zip(benchmarks, folders, strict=True):
         if next(chosen.items(folder), None) is None:
             raise UserError(f"{folder} holds no item of {chosen.name}")
+        for condition in conditions:
+            chosen.under(condition)
         name = folder.resolve().name if chosen.name == "shards" else chosen.name
-        reports.append(_report_path(out or model / "eval" / f"{name}.json"))
+        kind = ".robustness" if conditions else ""
+        reports.append(_report_path(out or model / "eval" / f"{name}{kind}.json"))
 
     from rich.console import Console
 
     from eval.report import further_figures, terminal_table
     from eval.report_page import write_page
+    from eval.robustness_command import sweep
     from eval.run import EvalConfig, evaluate, predictions_path
     from vlm.api import load
 
@@ -124,6 +146,9 @@ def run_benchmarks(
     config = EvalConfig(limit=limit, batch_size=batch_size, fresh=fresh)
     command = shlex.join(["vlm", *sys.argv[1:]])
     for chosen, folder, path in zip(benchmarks, folders, reports, strict=True):
+        if conditions:
+            sweep(loaded, chosen, folder, path, conditions, config, majority_from, command)
+            continue
         evaluation = evaluate(loaded, chosen, folder, path, config, majority_from, command)
         report = evaluation.report
         if rank() == 0:

@@ -9,11 +9,11 @@ from typing import Any
 
 from eval.attacks import attack_items, keep_pictures
 from eval.benchmark import BenchmarkConfig
+from eval.fitting import Fitting, Prompt
 from eval.items import Item
 from eval.predictions import Prediction
 from eval.prompts import (
     Examples,
-    Message,
     Pictures,
     choice_texts,
     conversation,
@@ -26,7 +26,6 @@ from vlm.api import Model
 CHUNK_BATCHES = 4
 # Attacked pictures that are kept.
 NUM_KEPT = 64
-Prompt = str | list[Message]
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,7 @@ class Predictor:
     """Asks a model the items of a benchmark.
 
     Greedy, so that predictions depend neither on the batch size nor on what was asked before.
+    Prompts that are too long are cut, and answers too, to half of the model's positions.
 
     blind: no picture is shown, of items and of examples.
     keep: the folder in which some attacked pictures are left to be looked at.
@@ -45,6 +45,17 @@ class Predictor:
     batch_size: int
     blind: bool = False
     keep: Path | None = None
+
+    @property
+    def fitting(self) -> Fitting:
+        """What makes prompts fit into the model."""
+        positions = self.model.network.decoder.config.max_positions
+        return Fitting(self.model.processor, positions)
+
+    @property
+    def max_answer_tokens(self) -> int:
+        """Where a written answer is cut off."""
+        return min(self.benchmark.decoding.max_tokens, self.fitting.max_tokens // 2)
 
     def predict(self, items: Sequence[Item]) -> list[Prediction]:
         """Return a prediction for each item, in order; equal prompts without pictures run once.
@@ -70,25 +81,41 @@ class Predictor:
         prompts = [self.prompt(item, pictures) for item in items]
         first: dict[str, int] = {}
         same_as = []
-        for index, (item, prompt) in enumerate(zip(items, prompts, strict=True)):
+        for index, (item, (prompt, _)) in enumerate(zip(items, prompts, strict=True)):
             key = f"{index}" if shows_pictures(prompt) else _key(item, prompt)
             same_as.append(first.setdefault(key, index))
         asked = sorted(set(same_as))
-        told = self._ask([items[i] for i in asked], [prompts[i] for i in asked])
+        told = self._ask([items[i] for i in asked], [prompts[i][0] for i in asked])
         found = dict(zip(asked, told, strict=True))
         return [
-            found[same].model_copy(update={"id": item.id, "images": self._shown(item, pictures)})
-            for item, same in zip(items, same_as, strict=True)
+            found[same].model_copy(
+                update={
+                    "id": item.id,
+                    "images": self._shown(item, pictures),
+                    "cut": cut or found[same].cut,
+                }
+            )
+            for item, same, (_, cut) in zip(items, same_as, prompts, strict=True)
         ]
 
-    def prompt(self, item: Item, pictures: Pictures) -> Prompt:
-        """What the model is shown for an item."""
+    def prompt(self, item: Item, pictures: Pictures) -> tuple[Prompt, bool]:
+        """What the model is shown for an item, and whether it was cut to fit."""
         examples = self.examples.of(item)
         if self.blind:
             item, examples = item.blind(), [example.blind() for example in examples]
+        prompt: Prompt
         if self.benchmark.chat:
-            return conversation(self.benchmark, item, examples, pictures)
-        return raw_prompt(self.benchmark, item, examples)
+            prompt = conversation(self.benchmark, item, examples, pictures)
+        else:
+            prompt = raw_prompt(self.benchmark, item, examples)
+        match self.benchmark.ask:
+            case "generate":
+                return self.fitting.fit(prompt, self.max_answer_tokens)
+            case "choose":
+                choices = choice_texts(self.benchmark, item)
+                return self.fitting.fit(prompt, self.fitting.num_answer_tokens(choices))
+            case _:
+                return prompt, False  # read in windows
 
     def _shown(self, item: Item, pictures: Pictures) -> tuple[str, ...]:
         if self.blind:
@@ -103,28 +130,35 @@ class Predictor:
                 return self._choose(items, prompts)
             case "perplexity":
                 return self._perplexity(items)
+            case _:
+                raise ValueError(f"{self.benchmark.ask} asks no model of a chat")
 
     def _generate(self, items: Sequence[Item], prompts: Sequence[Prompt]) -> list[Prediction]:
-        texts = self._write(prompts)
-        answers: list[list[str]] = [[text] for text in texts]
+        answers = [[text] for text in self._write(prompts)]
+        cut = [False] * len(items)
         chats: list[Any] = list(prompts)
         for turn in range(max((len(item.follow_ups) for item in items), default=0)):
             going_on = [i for i, item in enumerate(items) if len(item.follow_ups) > turn]
             for i in going_on:
-                chats[i] = [
+                chat = [
                     *chats[i],
                     {"role": "assistant", "content": answers[i][-1]},
                     {"role": "user", "content": items[i].follow_ups[turn]},
                 ]
+                chats[i], shortened = self.fitting.fit(chat, self.max_answer_tokens)
+                cut[i] |= shortened
             for i, text in zip(going_on, self._write([chats[i] for i in going_on]), strict=True):
                 answers[i].append(text)
         return [
-            Prediction(id=item.id, text=first, follow_ups=tuple(later))
-            for item, (first, *later) in zip(items, answers, strict=True)
+            Prediction(id=item.id, text=first, follow_ups=tuple(later), cut=shortened)
+            for item, (first, *later), shortened in zip(items, answers, cut, strict=True)
         ]
 
     def _write(self, prompts: Sequence[Prompt]) -> list[str]:
-        settings = self.benchmark.decoding.model_dump()
+        settings = {
+            "max_tokens": self.max_answer_tokens,
+            "stop": self.benchmark.decoding.stop,
+        }
         if self.benchmark.chat:
             chats = [prompt for prompt in prompts if not isinstance(prompt, str)]
             replies = self.model.chat_batch(chats, self.batch_size, **settings)

@@ -38,6 +38,7 @@ class Prediction(BaseModel):
     logprobs, num_tokens: of each choice: natural logarithms, summed over its tokens, and how many
         those are; of a text, where perplexity is measured.
     images: the SHA-256 of each picture that was shown.
+    cut: whether the prompt was too long for the model and was shortened; see `eval.fitting`.
     attack: what was done to them, if they were attacked.
     """
 
@@ -49,6 +50,7 @@ class Prediction(BaseModel):
     logprobs: tuple[float, ...] = ()
     num_tokens: tuple[int, ...] = ()
     images: tuple[str, ...] = ()
+    cut: bool = False
     attack: AttackFacts | None = None
 
     def to_line(self) -> str:

@@ -57,6 +57,9 @@ class Run(_Facts):
     benchmark: its settings, prompt and decoding among them.
     prompt: the first item's, as the model was given it; pictures are `<image>`.
     preprocessing: of pictures.
+    max_answer_tokens: where a written answer was cut off: the benchmark's limit, or less in a model
+        of few positions.
+    num_cut: of prompts that were too long for the model, and shortened.
     commit, versions: of the code that measured.
     command: what was typed, where it was.
     """
@@ -67,6 +70,8 @@ class Run(_Facts):
     benchmark: dict[str, Any]
     prompt: str
     preprocessing: dict[str, Any]
+    max_answer_tokens: int
+    num_cut: int
     batch_size: int
     device: str
     dtype: str
@@ -233,6 +238,8 @@ def receipt(report: Report) -> dict[str, str]:
         "data": f"{asked} of {data.folder}, sha256 `{data.sha256}`",
         "benchmark": ", ".join(f"{name} {value}" for name, value in settings.items()),
         "prompt": f"`{run.benchmark['prompt']!r}`, of the first item: `{run.prompt!r}`",
+        "length": f"answers of at most {run.max_answer_tokens} tokens; {run.num_cut} prompts were "
+        "too long for the model and cut",
         "pictures": ", ".join(f"{name} {value}" for name, value in run.preprocessing.items()),
         "measured": f"at commit {run.commit} on {run.device} in {run.dtype}, {run.seconds:.1f} s, "
         f"batch size {run.batch_size}",

@@ -114,6 +114,8 @@ def evaluate(
         benchmark=dict(describe(benchmark)),
         prompt=asking.first_prompt(),
         preprocessing=_preprocessing(model),
+        max_answer_tokens=asking.max_answer_tokens,
+        num_cut=sum(prediction.cut for prediction in predictions),
         batch_size=config.batch_size,
         device=str(model.device),
         dtype=_dtype(model),
@@ -191,9 +193,14 @@ class _Asking:
         wait_for_all()
         return predictions if rank() == 0 else file.completed(ids)
 
+    @property
+    def max_answer_tokens(self) -> int:
+        """Where written answers are cut off."""
+        return self._predictor(False).max_answer_tokens
+
     def first_prompt(self) -> str:
         """The first item's prompt as text."""
-        prompt = self._predictor(False).prompt(next(self._items()), Pictures())
+        prompt, _ = self._predictor(False).prompt(next(self._items()), Pictures())
         if isinstance(prompt, str):
             return prompt
         lines = []

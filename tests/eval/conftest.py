@@ -132,6 +132,8 @@ def _receipt(
         benchmark=dict(describe(benchmark)),
         prompt="user: <image> is it red?",
         preprocessing={"tile_size_px": 24},
+        max_answer_tokens=8,
+        num_cut=0,
         batch_size=2,
         device="cpu",
         dtype="float32",

@@ -176,7 +176,9 @@ def test_steps_along_the_gradient_reach_further_than_noise_of_the_same_size(
     noise = attacked(model, items, PgdAttack(eps=8 / 255, steps=1, step_size=0.0))
     steps = attacked(model, items, PgdAttack(eps=8 / 255, steps=5))
     for random, directed in zip(noise, steps, strict=True):
-        assert directed.facts.loss - directed.facts.loss_before > 2 * (random.facts.loss - random.facts.loss_before)
+        assert directed.facts.loss - directed.facts.loss_before > 2 * (
+            random.facts.loss - random.facts.loss_before
+        )
 
 
 def test_an_untargeted_attack_changes_what_the_model_says(model: Model, items: list[Item]) -> None:
