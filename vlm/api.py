@@ -1,13 +1,11 @@
 """The public API: load a model folder, ask, caption, chat, stream."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from encoders.tiling import TiledImage
 from vlm.adapters.folder import is_adapter_folder, read_adapter
@@ -22,6 +20,7 @@ from vlm.inputs import Example, batch_order
 from vlm.likelihood import Likelihoods
 from vlm.messages import ImageSource, as_sequence, question_chat, split_images
 from vlm.model import VisionLanguageModel
+from vlm.replies import AnswerConfig, Reply, answer_config, checked_reply, whole_reply
 from vlm.safety.answer import HeldAnswer
 from vlm.safety.config import SafetyConfig
 from vlm.safety.policy import Safety
@@ -29,58 +28,9 @@ from vlm.weights.folder import COMPONENTS, load_component, read_component, read_
 
 # Messages, see `Model.chat`; or a text, which is continued as it stands, without a chat template.
 Prompt = str | Sequence[Mapping[str, Any]]
-FinishReason = Literal["stop", "length", "content_filter"]
 
 CAPTION_PROMPT = "Describe the image."
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class AnswerConfig(SamplingConfig):
-    """How an answer is generated.
-
-    max_tokens: at most this many new tokens.
-    stop: the answer ends before the first of these strings.
-    json_schema: the answer is JSON that this JSON schema describes, unless `max_tokens` or `stop`
-        cut it off. Needs the extra `schema`.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    max_tokens: PositiveInt = 128
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    json_schema: dict[str, Any] | None = None
-
-
-class Usage(BaseModel):
-    """Text tokens of a request; image tokens are not text."""
-
-    prompt_tokens: int
-    completion_tokens: int
-
-
-@dataclass(frozen=True)
-class TokenLogprob:
-    """A token of an answer, its log probability, and the likeliest tokens with theirs."""
-
-    token_id: int
-    logprob: float
-    top: tuple[tuple[int, float], ...]
-
-
-@dataclass(frozen=True)
-class Reply:
-    """An answer.
-
-    finish_reason: "length" when `max_tokens` cut it off, "content_filter" when the model's content
-        policy withheld it.
-
-    logprobs: of every token that was generated, if the setting `logprobs` asked for them.
-    """
-
-    text: str
-    finish_reason: FinishReason
-    usage: Usage
-    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Model:
@@ -147,7 +97,7 @@ class Model:
         self, messages: Sequence[Mapping[str, Any]], num_choices: int, **settings: Any
     ) -> list[Reply]:
         """Like `chat`, giving several answers; with a `seed`, each has the next one as its own."""
-        seed = self._config(settings).seed
+        seed = answer_config(settings).seed
         seeds = [None if seed is None else (seed + index) % 2**64 for index in range(num_choices)]
         prompts = [self._prompt(messages)] * num_choices
         return self._reply(prompts, settings, num_choices, seeds)
@@ -158,7 +108,7 @@ class Model:
         Under a content policy each sentence is held back until it has been checked.
         """
         held = None if self.safety is None else HeldAnswer(self.safety)
-        for (answer,) in self._run([self._prompt(messages)], self._config(settings), 1):
+        for (answer,) in self._run([self._prompt(messages)], answer_config(settings), 1):
             final = answer.finish_reason is not None
             if held is None:
                 yield from answer.text.new_pieces(final)
@@ -293,10 +243,12 @@ class Model:
         strip: bool = True,
     ) -> list[Reply]:
         answers: list[RunningAnswer] = []
-        for running in self._run(prompts, self._config(settings), max_slots, seeds):
+        for running in self._run(prompts, answer_config(settings), max_slots, seeds):
             answers = running
-        replies = [_whole(*pair, strip) for pair in zip(prompts, answers, strict=True)]
-        return [reply if self.safety is None else _checked(reply, self.safety) for reply in replies]
+        replies = [whole_reply(*pair, strip) for pair in zip(prompts, answers, strict=True)]
+        return [
+            reply if self.safety is None else checked_reply(reply, self.safety) for reply in replies
+        ]
 
     def _run(
         self,
@@ -323,21 +275,6 @@ class Model:
         if self.safety is not None:
             _check_input(self.safety, plain, pictures)
         return self.processor.encode(plain, pictures, add_generation_prompt=True)
-
-    @staticmethod
-    def _config(settings: Mapping[str, Any]) -> AnswerConfig:
-        unknown = set(settings) - set(AnswerConfig.model_fields)
-        if unknown:
-            raise UserError(
-                f"unknown setting {sorted(unknown)[0]!r}; "
-                f"there are {', '.join(AnswerConfig.model_fields)}"
-            )
-        try:
-            return AnswerConfig.model_validate(settings)
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(map(str, first["loc"]))
-            raise UserError(f"setting {name} is {first['input']!r}: {first['msg']}") from None
 
 
 def load(
@@ -423,28 +360,3 @@ def _check_input(
 ) -> None:
     texts = [part["text"] for m in messages for part in m["content"] if "text" in part]
     safety.check_input("\n".join(texts), pictures)
-
-
-def _whole(prompt: Example, answer: RunningAnswer, strip: bool) -> Reply:
-    """The reply of an answer that has ended."""
-    return Reply(
-        answer.text.text.strip() if strip else answer.text.text,
-        "stop" if answer.finish_reason == "stop" else "length",
-        Usage(
-            prompt_tokens=len(prompt.input_ids),
-            completion_tokens=len(answer.text.token_ids),
-        ),
-        tuple(
-            TokenLogprob(event.token, event.logprob, event.top_logprobs)
-            for event in answer.events
-            if event.token is not None and event.logprob is not None
-        ),
-    )
-
-
-def _checked(reply: Reply, safety: Safety) -> Reply:
-    """The reply, or the notice of a policy that withholds it."""
-    release = HeldAnswer(safety).add(reply.text, final=True)
-    if not release.blocked:
-        return reply
-    return Reply(release.text, "content_filter", reply.usage)
