@@ -1,12 +1,11 @@
 """The public API: load a model folder, ask, caption, chat, stream."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from PIL import Image
 
 from encoders.tiling import TiledImage
 from vlm.adapters.folder import is_adapter_folder, read_adapter
@@ -21,6 +20,7 @@ from vlm.inputs import Example, batch_order
 from vlm.likelihood import Likelihoods
 from vlm.messages import ImageSource, as_sequence, question_chat, split_images
 from vlm.model import VisionLanguageModel
+from vlm.replies import AnswerConfig, Reply, answer_config, checked_reply, whole_reply
 from vlm.safety.answer import HeldAnswer
 from vlm.safety.config import SafetyConfig
 from vlm.safety.policy import Safety
@@ -28,58 +28,9 @@ from vlm.weights.folder import COMPONENTS, load_component, read_component, read_
 
 # Messages, see `Model.chat`; or a text, which is continued as it stands, without a chat template.
 Prompt = str | Sequence[Mapping[str, Any]]
-FinishReason = Literal["stop", "length", "content_filter"]
 
 CAPTION_PROMPT = "Describe the image."
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class AnswerConfig(SamplingConfig):
-    """How an answer is generated.
-
-    max_tokens: at most this many new tokens.
-    stop: the answer ends before the first of these strings.
-    json_schema: the answer is JSON that this JSON schema describes, unless `max_tokens` or `stop`
-        cut it off. Needs the extra `schema`.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    max_tokens: PositiveInt = 128
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    json_schema: dict[str, Any] | None = None
-
-
-class Usage(BaseModel):
-    """Text tokens of a request; image tokens are not text."""
-
-    prompt_tokens: int
-    completion_tokens: int
-
-
-@dataclass(frozen=True)
-class TokenLogprob:
-    """A token of an answer, its log probability, and the likeliest tokens with theirs."""
-
-    token_id: int
-    logprob: float
-    top: tuple[tuple[int, float], ...]
-
-
-@dataclass(frozen=True)
-class Reply:
-    """An answer.
-
-    finish_reason: "length" when `max_tokens` cut it off, "content_filter" when the model's content
-        policy withheld it.
-
-    logprobs: of every token that was generated, if the setting `logprobs` asked for them.
-    """
-
-    text: str
-    finish_reason: FinishReason
-    usage: Usage
-    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Model:
@@ -135,11 +86,18 @@ class Model:
         """
         return self._reply([self._prompt(messages)], settings)[0]
 
+    def prompt_text(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The text that an answer to a conversation follows, as the model reads it: with what the
+        chat template writes, special tokens among it; an image is `<|image|>`.
+        """
+        ids = self._prompt(messages).input_ids.tolist()
+        return self.processor.tokenizer.decode(ids, skip_special=False)
+
     def choices(
         self, messages: Sequence[Mapping[str, Any]], num_choices: int, **settings: Any
     ) -> list[Reply]:
         """Like `chat`, giving several answers; with a `seed`, each has the next one as its own."""
-        seed = self._config(settings).seed
+        seed = answer_config(settings).seed
         seeds = [None if seed is None else (seed + index) % 2**64 for index in range(num_choices)]
         prompts = [self._prompt(messages)] * num_choices
         return self._reply(prompts, settings, num_choices, seeds)
@@ -150,7 +108,7 @@ class Model:
         Under a content policy each sentence is held back until it has been checked.
         """
         held = None if self.safety is None else HeldAnswer(self.safety)
-        for (answer,) in self._run([self._prompt(messages)], self._config(settings), 1):
+        for (answer,) in self._run([self._prompt(messages)], answer_config(settings), 1):
             final = answer.finish_reason is not None
             if held is None:
                 yield from answer.text.new_pieces(final)
@@ -167,31 +125,65 @@ class Model:
         batch_size: int = 32,
         **settings: Any,
     ) -> list[str]:
-        """Answer (images, question) requests, up to `batch_size` at a time.
+        """Answer (images, question) requests, up to `batch_size` at a time; see `chat_batch`."""
+        chats = [question_chat(images, question) for images, question in requests]
+        return [reply.text for reply in self.chat_batch(chats, batch_size, **settings)]
 
-        Requests that show the same objects as images stay together: such an image is read, tiled
-        and encoded once.
+    def chat_batch(
+        self,
+        conversations: Sequence[Sequence[Mapping[str, Any]]],
+        batch_size: int = 32,
+        **settings: Any,
+    ) -> list[Reply]:
+        """Answer the last messages of many conversations, up to `batch_size` at a time.
+
+        Conversations that show the same objects as images stay together: such an image is read,
+        tiled and encoded once.
         """
+        chats = [split_images(messages) for messages in conversations]
         if self.safety is not None:
-            for images, question in requests:
-                self.safety.check_input(question, [read_image(image) for image in images])
-        tiled = self._tile_each([image for images, _ in requests for image in images])
+            for messages, images in chats:
+                _check_input(self.safety, messages, [read_image(image) for image in images])
+        tiled = self._tile_each([image for _, images in chats for image in images])
         prompts = [
             self.processor.encode(
-                *question_chat(question, [tiled[id(image)] for image in images]),
-                add_generation_prompt=True,
+                messages, [tiled[id(image)] for image in images], add_generation_prompt=True
             )
-            for images, question in requests
+            for messages, images in chats
         ]
+        return self._reply_in_order(prompts, batch_size, settings)
+
+    def complete_batch(
+        self, texts: Sequence[str], batch_size: int = 32, **settings: Any
+    ) -> list[Reply]:
+        """Continue raw texts, without the chat template, as a model of text alone is used.
+
+        The replies' texts are what follows, with the whitespace that it begins with.
+        """
+        prompts = []
+        for text in texts:
+            ids = torch.tensor(self.processor.tokenizer.encode_start(text), dtype=torch.int64)
+            if not len(ids):
+                raise UserError("an empty text cannot be continued: the tokenizer has no start")
+            prompts.append(Example(ids, torch.zeros(len(ids), dtype=torch.bool), ()))
+        return self._reply_in_order(prompts, batch_size, settings, strip=False)
+
+    def _reply_in_order(
+        self,
+        prompts: Sequence[Example],
+        batch_size: int,
+        settings: Mapping[str, Any],
+        strip: bool = True,
+    ) -> list[Reply]:
+        """Answer prompts by length; the replies are in the order of the prompts."""
         order = batch_order(
             [len(prompt.input_ids) for prompt in prompts],
             [tuple(map(id, prompt.images)) for prompt in prompts],
         )
-        replies = self._reply([prompts[index] for index in order], settings, batch_size)
-        texts = [""] * len(prompts)
-        for index, reply in zip(order, replies, strict=True):
-            texts[index] = reply.text
-        return texts
+        sorted_prompts = [prompts[index] for index in order]
+        replies = self._reply(sorted_prompts, settings, batch_size, strip=strip)
+        placed = dict(zip(order, replies, strict=True))
+        return [placed[index] for index in range(len(prompts))]
 
     def score(self, prompt: Prompt, continuations: Sequence[str]) -> list[Likelihood]:
         """Return how likely each text is as what comes next; see `score_batch`."""
@@ -248,12 +240,15 @@ class Model:
         settings: Mapping[str, Any],
         max_slots: int = 1,
         seeds: Sequence[int | None] | None = None,
+        strip: bool = True,
     ) -> list[Reply]:
         answers: list[RunningAnswer] = []
-        for running in self._run(prompts, self._config(settings), max_slots, seeds):
+        for running in self._run(prompts, answer_config(settings), max_slots, seeds):
             answers = running
-        replies = [_whole(*pair) for pair in zip(prompts, answers, strict=True)]
-        return [reply if self.safety is None else _checked(reply, self.safety) for reply in replies]
+        replies = [whole_reply(*pair, strip) for pair in zip(prompts, answers, strict=True)]
+        return [
+            reply if self.safety is None else checked_reply(reply, self.safety) for reply in replies
+        ]
 
     def _run(
         self,
@@ -278,24 +273,8 @@ class Model:
         plain, images = split_images(messages)
         pictures = [read_image(image) for image in images]
         if self.safety is not None:
-            texts = [part["text"] for m in plain for part in m["content"] if "text" in part]
-            self.safety.check_input("\n".join(texts), pictures)
+            _check_input(self.safety, plain, pictures)
         return self.processor.encode(plain, pictures, add_generation_prompt=True)
-
-    @staticmethod
-    def _config(settings: Mapping[str, Any]) -> AnswerConfig:
-        unknown = set(settings) - set(AnswerConfig.model_fields)
-        if unknown:
-            raise UserError(
-                f"unknown setting {sorted(unknown)[0]!r}; "
-                f"there are {', '.join(AnswerConfig.model_fields)}"
-            )
-        try:
-            return AnswerConfig.model_validate(settings)
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(map(str, first["loc"]))
-            raise UserError(f"setting {name} is {first['input']!r}: {first['msg']}") from None
 
 
 def load(
@@ -334,11 +313,7 @@ def load(
             "load the folder of an align or finetune stage"
         )
     target = find_device(device)
-    if dtype not in (*DTYPES, "auto"):
-        raise UserError(f"unknown dtype {dtype!r}; there are auto, {', '.join(DTYPES)}")
-    weights_dtype = DTYPES[
-        dtype if dtype != "auto" else ("bfloat16" if target.type == "cuda" else "float32")
-    ]
+    weights_dtype = find_dtype(dtype, target)
     processor = Processor.from_folder(weights, config.model.vision)
     processor.tokenizer.check_fits(config.model.decoder.num_embeddings)
     with torch.device("meta"):
@@ -369,26 +344,19 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def _whole(prompt: Example, answer: RunningAnswer) -> Reply:
-    """The reply of an answer that has ended."""
-    return Reply(
-        answer.text.text.strip(),
-        "stop" if answer.finish_reason == "stop" else "length",
-        Usage(
-            prompt_tokens=len(prompt.input_ids),
-            completion_tokens=len(answer.text.token_ids),
-        ),
-        tuple(
-            TokenLogprob(event.token, event.logprob, event.top_logprobs)
-            for event in answer.events
-            if event.token is not None and event.logprob is not None
-        ),
-    )
+def find_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the dtype that a user names; "auto" is bfloat16 on a GPU, float32 on the CPU.
+
+    Raises:
+        UserError: there is no such dtype.
+    """
+    if name not in (*DTYPES, "auto"):
+        raise UserError(f"unknown dtype {name!r}; there are auto, {', '.join(DTYPES)}")
+    return DTYPES[name if name != "auto" else ("bfloat16" if device.type == "cuda" else "float32")]
 
 
-def _checked(reply: Reply, safety: Safety) -> Reply:
-    """The reply, or the notice of a policy that withholds it."""
-    release = HeldAnswer(safety).add(reply.text, final=True)
-    if not release.blocked:
-        return reply
-    return Reply(release.text, "content_filter", reply.usage)
+def _check_input(
+    safety: Safety, messages: Sequence[Mapping[str, Any]], pictures: Sequence[Image.Image]
+) -> None:
+    texts = [part["text"] for m in messages for part in m["content"] if "text" in part]
+    safety.check_input("\n".join(texts), pictures)

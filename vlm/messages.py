@@ -6,7 +6,6 @@ from typing import Any
 
 from PIL import Image
 
-from encoders.tiling import TiledImage
 from vlm.errors import UserError
 
 ImageSource = str | Path | bytes | Image.Image
@@ -19,12 +18,10 @@ def as_sequence(images: ImageSource | Sequence[ImageSource]) -> Sequence[ImageSo
     return images
 
 
-def question_chat(
-    question: str, images: Sequence[TiledImage]
-) -> tuple[list[dict[str, Any]], Sequence[TiledImage]]:
-    """A chat that shows images and asks a question, and its images."""
-    parts = [*({"type": "image"} for _ in images), {"type": "text", "text": question}]
-    return [{"role": "user", "content": parts}], images
+def question_chat(images: Sequence[ImageSource], question: str) -> list[dict[str, Any]]:
+    """A chat that shows images and asks a question."""
+    parts = [{"type": "image", "image": image} for image in images]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
 
 
 def split_images(
