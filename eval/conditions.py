@@ -195,6 +195,21 @@ def read_attack(words: str) -> Attack:
     return _validated(ATTACKS[kind], words, _read_settings(words, settings.split(",")))
 
 
+def read_conditions(corruptions: Sequence[str], attacks: Sequence[str]) -> list[Condition]:
+    """What is done to the pictures, one thing a time, by the words of a command line.
+
+    Raises:
+        UserError: one is wrong, see `read_corruptions` and `read_attack`, or there twice.
+    """
+    read: list[Condition] = [each for words in corruptions for each in read_corruptions(words)]
+    read += [read_attack(words) for words in attacks]
+    labels = [condition.label for condition in read]
+    twice = [label for label in labels if labels.count(label) > 1]
+    if twice:
+        raise UserError(f"the condition {twice[0]!r} is asked for twice")
+    return read
+
+
 def _read_settings(words: str, settings: Sequence[str]) -> dict[str, str]:
     read = {}
     for setting in settings:

@@ -4,8 +4,10 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
+from eval.attacks import attack_items, keep_pictures
 from eval.benchmark import BenchmarkConfig
 from eval.fitting import Fitting, Prompt
 from eval.items import Item
@@ -22,6 +24,8 @@ from vlm.api import Model
 
 # Batches whose pictures are decoded together: more sort better by length, fewer take less memory.
 CHUNK_BATCHES = 4
+# Attacked pictures that are kept.
+NUM_KEPT = 64
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Predictor:
     Prompts that are too long are cut, and answers too, to half of the model's positions.
 
     blind: no picture is shown, of items and of examples.
+    keep: the folder in which some attacked pictures are left to be looked at.
     """
 
     model: Model
@@ -39,6 +44,7 @@ class Predictor:
     examples: Examples
     batch_size: int
     blind: bool = False
+    keep: Path | None = None
 
     @property
     def fitting(self) -> Fitting:
@@ -52,7 +58,25 @@ class Predictor:
         return min(self.benchmark.decoding.max_tokens, self.fitting.max_tokens // 2)
 
     def predict(self, items: Sequence[Item]) -> list[Prediction]:
-        """Return a prediction for each item, in order; equal prompts without pictures run once."""
+        """Return a prediction for each item, in order; equal prompts without pictures run once.
+
+        If the benchmark attacks, the items' pictures are attacked first.
+        """
+        if self.benchmark.attack is None or self.blind:
+            return self._predict(items)
+        outcomes = attack_items(self.model, self.benchmark, items, self.batch_size)
+        if self.keep is not None:
+            keep_pictures(outcomes, self.keep, NUM_KEPT)
+        shown = [
+            item if outcome is None else outcome.item
+            for item, outcome in zip(items, outcomes, strict=True)
+        ]
+        return [
+            prediction.model_copy(update={"attack": None if outcome is None else outcome.facts})
+            for prediction, outcome in zip(self._predict(shown), outcomes, strict=True)
+        ]
+
+    def _predict(self, items: Sequence[Item]) -> list[Prediction]:
         pictures = Pictures()
         prompts = [self.prompt(item, pictures) for item in items]
         first: dict[str, int] = {}

@@ -16,6 +16,21 @@ from vlm.errors import UserError
 FORMAT = "vlm-predictions-1"
 
 
+class AttackFacts(BaseModel):
+    """What an attack on an item's pictures came to.
+
+    distance: the largest change of a pixel, as a share of the range from black to white (L-inf).
+    loss_before, loss: of the right answer, or of the target, on the picture and after the attack;
+        see `eval.attacks.perturb`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    distance: float
+    loss_before: float
+    loss: float
+
+
 class Prediction(BaseModel):
     """What a model said to an item, before any rule reads it.
 
@@ -24,6 +39,7 @@ class Prediction(BaseModel):
         those are; of a text, where perplexity is measured.
     images: the SHA-256 of each picture that was shown.
     cut: whether the prompt was too long for the model and was shortened; see `eval.fitting`.
+    attack: what was done to them, if they were attacked.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,6 +51,7 @@ class Prediction(BaseModel):
     num_tokens: tuple[int, ...] = ()
     images: tuple[str, ...] = ()
     cut: bool = False
+    attack: AttackFacts | None = None
 
     def to_line(self) -> str:
         """One line of JSON, the same for equal predictions."""

@@ -12,8 +12,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from data.pack import file_sha256
+from encoders.config import VisionConfig
 from eval.benchmark import BenchmarkConfig, describe
 from eval.items import Item, items_sha256
+from eval.judge import current_grader
 from eval.predict import Predictor, in_chunks
 from eval.predictions import Prediction, PredictionFile, discard
 from eval.prompts import Examples, Pictures
@@ -90,7 +92,7 @@ def evaluate(
         raise UserError(f"{data} holds no item of {benchmark.name}")
     counted = items if majority_from is None else _kept(benchmark, majority_from)
     examples = Examples(benchmark, benchmark.examples(data))
-    asking = _Asking(model, benchmark, data, config, examples)
+    asking = _Asking(model, benchmark, data, config, examples, attacked_folder(out))
     predictions = asking.run(items, predictions_path(out))
     answers = {"model": read_answers(benchmark, items, predictions)}
     if "blind" in benchmark.baselines and any(item.images for item in items):
@@ -103,15 +105,16 @@ def evaluate(
         for side in ("model", "blind", "majority")
         if side in answers
     }
+    grader = current_grader()
     run = Run(
         model=model_facts(model.folder),
-        data=_data_facts(benchmark, data, items, predictions, config.limit, len(left_out)),
+        data=data_facts(benchmark, data, items, predictions, config.limit, len(left_out)),
         majority_from=None
         if majority_from is None
-        else _data_facts(benchmark, majority_from, counted, (), None),
+        else data_facts(benchmark, majority_from, counted, (), None),
         benchmark=dict(describe(benchmark)),
         prompt=asking.first_prompt(),
-        preprocessing=_preprocessing(model),
+        preprocessing=preprocessing(model.processor.vision),
         max_answer_tokens=asking.max_answer_tokens,
         num_cut=sum(prediction.cut for prediction in predictions),
         batch_size=config.batch_size,
@@ -121,6 +124,7 @@ def evaluate(
         versions=library_versions(),
         seconds=round(time.perf_counter() - start, 3),
         command=command,
+        judge=None if grader is None else grader.judge.name,
     )
     report = build_report(benchmark.title, sides, run)
     if rank() == 0:
@@ -131,6 +135,11 @@ def evaluate(
 def predictions_path(out: Path, side: Side = "model") -> Path:
     """Where the predictions of a report are, those with pictures or without."""
     return out.with_suffix(".predictions.jsonl" if side == "model" else f".{side}.jsonl")
+
+
+def attacked_folder(out: Path) -> Path:
+    """Where some of the pictures of a report are that an attack made, by their SHA-256."""
+    return out.with_suffix(".attacked")
 
 
 def model_facts(folder: Path) -> ModelFacts:
@@ -152,13 +161,17 @@ def model_facts(folder: Path) -> ModelFacts:
 
 @dataclass(frozen=True)
 class _Asking:
-    """One model, one benchmark, one folder of data."""
+    """One model, one benchmark, one folder of data.
+
+    attacked: where some attacked pictures are kept.
+    """
 
     model: Model
     benchmark: BenchmarkConfig
     data: Path
     config: EvalConfig
     examples: Examples
+    attacked: Path
 
     def run(self, items: Sequence[Item], path: Path, blind: bool = False) -> list[Prediction]:
         """The predictions of all items, asked by all processes; what a file has is not asked."""
@@ -188,40 +201,42 @@ class _Asking:
         return self._predictor(False).max_answer_tokens
 
     def first_prompt(self) -> str:
-        """The first item's prompt as text."""
+        """The first item's prompt as the model reads it."""
         prompt, _ = self._predictor(False).prompt(next(self._items()), Pictures())
-        if isinstance(prompt, str):
-            return prompt
-        lines = []
-        for message in prompt:
-            parts = message["content"]
-            if not isinstance(parts, str):
-                words = [p["text"] if p["type"] == "text" else "<image>" for p in parts]
-                parts = " ".join(words)
-            lines.append(f"{message['role']}: {parts}")
-        return "\n".join(lines)
+        return prompt if isinstance(prompt, str) else self.model.prompt_text(prompt)
 
     def _predictor(self, blind: bool) -> Predictor:
-        return Predictor(self.model, self.benchmark, self.examples, self.config.batch_size, blind)
+        settings = self.model, self.benchmark, self.examples, self.config.batch_size
+        return Predictor(*settings, blind, self.attacked)
 
     def _items(self) -> "islice[Item]":
         return islice(self.benchmark.items(self.data), self.config.limit)
 
     def _settings(self, items: Sequence[Item], blind: bool) -> dict[str, Any]:
-        """What predictions depend on. The batch size is not among it."""
-        asked = {
-            name: value for name, value in describe(self.benchmark).items() if name not in NOT_ASKED
-        }
-        return {
-            "weights_sha256": model_facts(self.model.folder).weights_sha256,
-            "benchmark": asked,
-            "items_sha256": items_sha256(items),
-            "blind": blind,
-            "device": self.model.device.type,
-            "dtype": _dtype(self.model),
-            "commit": commit(),
-            "versions": {name: library_versions()[name] for name in ("vlm", "torch")},
-        }
+        place = self.model.device.type, _dtype(self.model)
+        return prediction_settings(self.model.folder, self.benchmark, items, blind, *place)
+
+
+def prediction_settings(
+    folder: Path,
+    benchmark: BenchmarkConfig,
+    items: Sequence[Item],
+    blind: bool,
+    device: str,
+    dtype: str,
+) -> dict[str, Any]:
+    """What predictions depend on. The batch size is not among it."""
+    asked = {name: value for name, value in describe(benchmark).items() if name not in NOT_ASKED}
+    return {
+        "weights_sha256": model_facts(folder).weights_sha256,
+        "benchmark": asked,
+        "items_sha256": items_sha256(items),
+        "blind": blind,
+        "device": device,
+        "dtype": dtype,
+        "commit": commit(),
+        "versions": {name: library_versions()[name] for name in ("vlm", "torch")},
+    }
 
 
 def _kept(benchmark: BenchmarkConfig, data: Path) -> list[Item]:
@@ -231,7 +246,7 @@ def _kept(benchmark: BenchmarkConfig, data: Path) -> list[Item]:
     return items
 
 
-def _data_facts(
+def data_facts(
     benchmark: BenchmarkConfig,
     folder: Path,
     items: Sequence[Item],
@@ -239,6 +254,7 @@ def _data_facts(
     limit: int | None,
     num_left_out: int = 0,
 ) -> DataFacts:
+    """What was asked, for the receipt."""
     return DataFacts(
         folder=str(folder),
         sha256=items_sha256(items, (prediction.images for prediction in predictions)),
@@ -249,8 +265,8 @@ def _data_facts(
     )
 
 
-def _preprocessing(model: Model) -> dict[str, Any]:
-    vision = model.processor.vision
+def preprocessing(vision: VisionConfig) -> dict[str, Any]:
+    """What is done to pictures, for the receipt."""
     names = ("tile_size_px", "max_num_tiles", "image_mean", "image_std")
     return {name: value for name, value in vision.model_dump(mode="json").items() if name in names}
 

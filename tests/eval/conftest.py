@@ -105,7 +105,7 @@ def finish() -> Callable[..., Path]:
             for side in ("model", "blind")
         }
         sides["majority"] = score(benchmark, items, majority_answers(items, items))
-        digest = items_sha256(items, (prediction.images for prediction in said))
+        digest = items_sha256(items, (p.images for p in said))
         run = _receipt(benchmark, data, model, len(items), limit, digest)
         write_report(out, build_report(benchmark.title, sides, run.model_copy(update=changed)))
         return out

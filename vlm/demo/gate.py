@@ -23,7 +23,7 @@ READ = re.compile(
 )
 UPLOAD = "/gradio_api/upload"
 # What browsers post as JSON.
-POSTED = re.compile(r"/gradio_api/(queue/join|cancel|reset)/?")
+POSTED = re.compile(r"/gradio_api/(queue/join|run/predict|cancel|reset)/?")
 MAX_JSON_BYTES = 4 * 2**20
 # The page is built with scripts and styles of its own in its text; blobs are pictures being shown.
 CONTENT_SECURITY_POLICY = (

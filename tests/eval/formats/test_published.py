@@ -65,7 +65,9 @@ def test_every_picture_benchmark_has_a_writer() -> None:
 def test_missing_files_are_named_with_where_they_come_from(tmp_path: Path) -> None:
     BENCHMARK_WRITERS["pope"](tmp_path)
     shutil.rmtree(tmp_path / "val2014")
-    with pytest.raises(UserError, match=r"has no val2014 \| images\* \(images\), which pope needs"):
+    with pytest.raises(
+        UserError, match=r"has no val2014\* \| images\* \(images\), which pope needs"
+    ):
         read("pope", tmp_path)
     BENCHMARK_WRITERS["vqa_v2"](tmp_path)
     (tmp_path / "v2_mscoco_val2014_annotations.json").unlink()
@@ -348,10 +350,11 @@ def test_pope_settings_come_from_the_files(tmp_path: Path) -> None:
     assert (only.id, only.answers) == ("1", ("yes",))
 
 
-def test_sugarcrepe_pairs_are_choices_of_which_the_first_is_right(tmp_path: Path) -> None:
+def test_sugarcrepe_pairs_are_choices_whose_order_tells_nothing(tmp_path: Path) -> None:
     items = written("sugarcrepe", tmp_path)
     assert [item.id for item in items] == ["add_att/1", "add_att/2", "swap_obj/1", "swap_obj/2"]
-    assert items[0].choices == (words(1), words(11)) and items[0].correct == (0,)
+    assert items[0].choices == (words(11), words(1)) and items[0].correct == (1,)
+    assert items[1].choices == (words(2), words(12)) and items[1].correct == (0,)
     assert items[0].images == items[2].images
 
 

@@ -117,6 +117,13 @@ def test_an_uploaded_picture_gets_its_caption(
     assert text.input_value().strip() == expected
 
 
+def test_an_example_is_described_when_it_is_chosen(visit: Visit) -> None:
+    visit.page.locator(".gallery-item").first.click()
+    visit.page.wait_for_function(
+        "document.querySelector('#caption-text textarea').value.trim().length > 0"
+    )
+
+
 def test_an_answer_is_seen_as_it_is_written_and_the_conversation_goes_on(
     visit: Visit, model: Model, files: dict[str, Path]
 ) -> None:
