@@ -88,7 +88,9 @@ class BenchmarkConfig(_Section):
     optional_files: those that need not be there.
     only_with_pictures: leave out items whose pictures are not there, for a part of the files.
     ask: `generate` an answer; `choose` the likeliest of the choices; `perplexity` of the question
-        as a text.
+        as a text. Of the encoder stage's folders (eval/zero_shot.py): `classify` a picture among
+        the choices; `retrieve` a picture's answers, and it by them.
+    templates: of `classify`: texts with {class} in braces, whose mean stands for a class.
     chat: through the model's chat template; off, the prompt is raw text that is continued, as for
         a model that was trained on text alone.
     prompt: with {question}, {options} and the item's fields in braces.
@@ -119,6 +121,7 @@ class BenchmarkConfig(_Section):
     optional_files: tuple[str, ...] = ()
     only_with_pictures: bool = False
     ask: Ask = "generate"
+    templates: tuple[str, ...] = ()
     chat: bool = True
     prompt: str = "{question}"
     system: str | None = None
@@ -144,6 +147,10 @@ class BenchmarkConfig(_Section):
             raise ValueError("header and answer_prefix are for raw text: set chat to false")
         if self.system is not None and not self.chat:
             raise ValueError("system is a message: set chat to true, or put it into the prompt")
+        if bool(self.templates) != (self.ask == "classify"):
+            raise ValueError("templates and ask: classify belong together")
+        if any("{class}" not in template for template in self.templates):
+            raise ValueError("templates: each needs {class} where a class's name stands")
         if self.attack is not None and not (self.chat and self.few_shot is None):
             raise ValueError("an attack is on what is asked alone: needed are chat and no few_shot")
         if self.attack is not None and self.ask == "perplexity":

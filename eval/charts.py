@@ -6,6 +6,7 @@ from data.charts import svg
 from eval.intervals import Figure
 
 STRIP_PX = (400, 38)
+ROW_PX = 11
 STRIP_MARGIN_PX = 16
 # Marks differ in form as well as in colour.
 MARKS = (
@@ -27,11 +28,11 @@ def strip(figures: Mapping[str, Figure], ends: tuple[float, float] = SHARES) -> 
     for row, ((name, figure), mark) in enumerate(zip(figures.items(), MARKS, strict=False)):
         if figure.value is None:
             continue
-        y = 8 + 11 * row
+        y = STRIP_PX[1] / 2 + ROW_PX * (row - (len(figures) - 1) / 2)
         bounds = [figure.value if bound is None else bound for bound in (figure.low, figure.high)]
         x, low, high = (_x(value, ends) for value in (figure.value, *bounds))
-        bar = f'<path class=whisker d="M{low} {y}H{high}"/>'
-        parts.append(f"<g class={name}>{bar}{mark.format(x=x, y=y)}</g>")
+        bar = f'<path class=whisker d="M{low} {y:g}H{high}"/>'
+        parts.append(f"<g class={name}>{bar}{mark.format(x=x, y=f'{y:g}')}</g>")
     grid = "".join(f"M{_x(tick, ends)} 0V{STRIP_PX[1]}" for tick in _ticks(ends))
     return f'{svg(STRIP_PX, None)}<path class=grid d="{grid}"/>{"".join(parts)}</svg>'
 

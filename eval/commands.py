@@ -1,7 +1,5 @@
 """`vlm eval`: what a model can do, measured."""
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,6 +7,8 @@ import typer
 from typer.core import TyperGroup
 
 from eval.bench_commands import Device
+from eval.consent import AllowCode, Consent, JudgeModel, JudgeOption
+from eval.score_command import score_predictions
 
 DEFAULT = "run"
 
@@ -48,6 +48,9 @@ evaluation = typer.Typer(cls=RunUnlessNamed, no_args_is_help=True)
 app.add_typer(evaluation, name="eval", help="Measure models: `vlm eval MODEL --data FOLDER`.")
 
 
+evaluation.command("score")(score_predictions)
+
+
 @app.callback()
 def main() -> None:
     """Measure models."""
@@ -76,6 +79,9 @@ def run_benchmarks(
             "default: the evaluated items."
         ),
     ] = None,
+    judge: JudgeOption = None,
+    judge_model: JudgeModel = None,
+    allow_code_execution: AllowCode = False,
     corruption: Annotated[
         list[str] | None,
         typer.Option(
@@ -107,57 +113,20 @@ def run_benchmarks(
     that was killed goes on when it is started again. `torchrun -m vlm eval ...` shares the items
     among GPUs.
     """
-    from eval.benchmark import find_benchmark
     from eval.conditions import read_conditions
-    from eval.ranks import own_device, rank
-    from vlm.errors import UserError
+    from eval.run_command import measure, plan
 
     conditions = read_conditions(corruption or (), attack or ())
-    names = benchmark or ["shards"]
-    if len(names) > 1 and (out is not None or majority_from is not None):
-        raise UserError("--out and --majority-from are of one benchmark; leave them out of several")
-    # Mistakes are told before the model is loaded.
-    benchmarks = [find_benchmark(name, tuple(overrides or ())) for name in names]
-    folders = [data / b.name if len(names) > 1 else data for b in benchmarks]
-    reports = []
-    for chosen, folder in zip(benchmarks, folders, strict=True):
-        if next(chosen.items(folder), None) is None:
-            raise UserError(f"{folder} holds no item of {chosen.name}")
-        for condition in conditions:
-            chosen.under(condition)
-        name = folder.resolve().name if chosen.name == "shards" else chosen.name
-        kind = ".robustness" if conditions else ""
-        reports.append(_report_path(out or model / "eval" / f"{name}{kind}.json"))
+    asked = plan(
+        benchmark or ["shards"], overrides or (), data, model, out, majority_from, conditions
+    )
+    metrics = [metric for each in asked for metric in each.benchmark.metrics]
+    consent = Consent(metrics, allow_code_execution, judge, judge_model)
 
-    from rich.console import Console
+    from eval.run import EvalConfig
 
-    from eval.report import further_figures, terminal_table
-    from eval.report_page import write_page
-    from eval.robustness_command import sweep
-    from eval.run import EvalConfig, evaluate, predictions_path
-    from vlm.api import load
-
-    loaded = load(model, device=own_device(device), dtype=dtype)
-    for path in reports:  # before the questions, not after an hour of them
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"no report can be written to {path}: {error}") from error
     config = EvalConfig(limit=limit, batch_size=batch_size, fresh=fresh)
-    command = shlex.join(["vlm", *sys.argv[1:]])
-    for chosen, folder, path in zip(benchmarks, folders, reports, strict=True):
-        if conditions:
-            sweep(loaded, chosen, folder, path, conditions, config, majority_from, command)
-            continue
-        evaluation = evaluate(loaded, chosen, folder, path, config, majority_from, command)
-        report = evaluation.report
-        if rank() == 0:
-            write_page(path.with_suffix(".html"), report, evaluation.sides, chosen, folder)
-            Console().print(terminal_table(report))
-            for name, text in further_figures(report).items():
-                print(f"{name}: {text}")
-            print(f"report: {path}, {path.with_suffix('.md').name}, {path.stem}.html")
-            print(f"predictions: {predictions_path(path)}")
+    measure(model, asked, conditions, config, majority_from, consent, device, dtype)
 
 
 @evaluation.command("list")
@@ -173,6 +142,25 @@ def list_benchmarks() -> None:
         config = find_benchmark(name)
         table.add_row(name, config.title, ", ".join(config.metrics), config.source.homepage)
     Console(soft_wrap=True).print(table)
+
+
+@evaluation.command("get")
+def get_files(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A benchmark, or a YAML file.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where its files go.")],
+    overrides: Overrides = None,
+    revision: Annotated[
+        str | None, typer.Option(help="A branch, tag or commit of the data set.")
+    ] = None,
+) -> None:
+    """Download a benchmark's files from the Hugging Face hub, where it is there."""
+    from eval.benchmark import find_benchmark
+    from eval.download import download
+
+    benchmark = find_benchmark(name, tuple(overrides or ()))
+    commit = download(benchmark, folder, revision)
+    print(f"{benchmark.source.hub} at commit {commit} is in {folder}")
+    print(f"measure with `vlm eval MODEL --benchmark {name} --data {folder}`")
 
 
 @evaluation.command("compare")
@@ -228,11 +216,3 @@ def run_lm_eval(context: typer.Context) -> None:
     from eval.harness.lm_eval import run
 
     run(context.args)
-
-
-def _report_path(path: Path) -> Path:
-    from vlm.errors import UserError
-
-    if path.suffix != ".json" or path.is_dir():
-        raise UserError(f"--out is {path}, needed: a file that ends in .json")
-    return path

@@ -47,7 +47,7 @@ def verdict(comparison: Comparison) -> str:
     if row.p_value >= SURE:
         return f"By {row.figure}, A and B cannot be told apart"
     better = (row.difference.value > 0) != (row.figure in comparison.lower_is_better)
-    return f"{'B' if better else 'A'} is better: {row.figure} of B {gain(comparison, row)}"
+    return f"{'B' if better else 'A'} is better: {row.figure} {gain(comparison, row)}"
 
 
 def gain(comparison: Comparison, row: Row) -> str:

@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import resource
+import signal
 import struct
 import sys
 from collections.abc import Callable
@@ -64,6 +65,8 @@ def main() -> None:
         os.dup2(nothing, number)
     kept = confine(os.getcwd(), job["limits"])
     os.write(report, (json.dumps({"token": job["token"], "kept": kept}) + "\n").encode())
+    # Without a handler the signal ends the process.
+    signal.setitimer(signal.ITIMER_REAL, job["run_s"])
     ending = run(job["program"])
     os.write(report, (json.dumps({"token": job["token"], "ending": ending}) + "\n").encode())
 

@@ -1,6 +1,6 @@
 """Predictions that were made elsewhere, in the formats in which they are published.
 
-docs/evaluation.md lists the formats. A prediction is read into `Given` first; eval/matching.py
+docs/predictions.md lists the formats. A prediction is read into `Given` first; eval/matching.py
 finds the item that each belongs to.
 """
 
@@ -15,13 +15,14 @@ from typing import Any
 
 from eval.files import read_text
 from eval.items import LETTERS
+from eval.predictions import FORMAT, Prediction, read_predictions
 from vlm.errors import UserError
 
 # The first of these that a row has.
-ID_FIELDS = ("question_id", "questionId", "qid", "id", "index", "image_id")
+ID_FIELDS = ("question_id", "questionId", "qid", "id", "index", "task_id", "image_id")
 ANSWER_FIELDS = (
     "prediction", "pred_answer", "pred", "response", "model_answer", "text", "caption", "answer",
-    "grade", "score",
+    "completion", "grade", "score", "choices",
 )  # fmt: skip
 QUESTION_FIELDS = ("prompt", "question")
 PICTURE_FIELDS = ("image", "image_id", "file_name")
@@ -37,11 +38,12 @@ class Given:
     where: file and line, for errors.
     id: None if the file names none, as POPE's.
     text: what was written; a choice's letter where the file gives its number.
-    further: of grades, those of further runs.
+    further: of grades, those of further runs; answers to an item's follow-ups.
     id_field: what the id is called there; `image_id` is a picture's.
     question, picture: that it answers, where the row says so.
     part: the file's name without extension, the folder's, or what stands before the slash of an id:
         MME's task, POPE's setting.
+    logprobs, num_tokens: of choices, in predictions of ours.
     """
 
     where: str
@@ -52,6 +54,18 @@ class Given:
     question: str | None = None
     picture: str | None = None
     part: tuple[str, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    num_tokens: tuple[int, ...] = ()
+
+    def prediction(self, item_id: str) -> Prediction:
+        """The same as a prediction of ours."""
+        return Prediction(
+            id=item_id,
+            text=self.text,
+            follow_ups=self.further,
+            logprobs=self.logprobs,
+            num_tokens=self.num_tokens,
+        )
 
 
 @dataclass(frozen=True)
@@ -85,6 +99,9 @@ def _read_file(path: Path, fields: Fields) -> Iterator[Given]:
     suffix = _suffix(path)
     if suffix == ".txt":
         yield from _mme_lines(path)
+        return
+    if suffix == ".jsonl" and FORMAT in read_text(path).partition("\n")[0]:
+        yield from _own_rows(path)
         return
     if suffix in (".json", ".jsonl"):
         rows = _json_rows(path)
@@ -177,6 +194,19 @@ def _sheet_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     book.close()
 
 
+def _own_rows(path: Path) -> Iterator[Given]:
+    """The predictions file of `vlm eval`."""
+    for number, row in enumerate(read_predictions(path)[1], start=2):
+        yield Given(
+            where=f"{path.name}:{number}",
+            id=row.id,
+            text=row.text,
+            further=row.follow_ups,
+            logprobs=row.logprobs,
+            num_tokens=row.num_tokens,
+        )
+
+
 def _mme_lines(path: Path) -> Iterator[Given]:
     """MME's results: picture, question, right answer and prediction, parted by tabs."""
     for number, line in enumerate(read_text(path).split("\n"), start=1):
@@ -233,7 +263,9 @@ def _field(row: Mapping[str, Any], known: tuple[str, ...], named: str | None) ->
 
 
 def _texts(where: str, value: Any) -> tuple[str, ...]:
-    """A prediction's text; of a list, all of them."""
+    """A prediction's text; of a list, all of them; of FastChat's choices, the first one's turns."""
+    if isinstance(value, list) and value and isinstance(value[0], dict) and "turns" in value[0]:
+        value = value[0]["turns"]
     if isinstance(value, list) and value and not any(isinstance(v, list | dict) for v in value):
         return tuple(_text(each) for each in value)
     if isinstance(value, list | dict):

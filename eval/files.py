@@ -5,8 +5,9 @@ import gzip
 import io
 import json
 import tarfile
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,9 @@ class Row(dict[str, Any]):
 class Files:
     """The files that a reader asks for, by the names it uses.
 
-    Pictures are in the folder or tar called `images`; a glob pattern may stand for several, which
-    are searched in order. ` | ` stands between patterns of which the first that matches is taken.
+    Pictures are in the folder, tar or zip called `images`; a glob pattern may stand for several,
+    which are searched in order. ` | ` stands between patterns of which the first that matches is
+    taken.
     A file may be given in place of a folder where only one is needed.
 
     only_with_pictures: a picture that is not there is no error: `absent` has its name then, and
@@ -58,6 +60,7 @@ class Files:
         only_with_pictures: bool = False,
         names_only: bool = False,
     ) -> None:
+        self.patterns = patterns
         self.only_with_pictures = only_with_pictures
         self.names_only = names_only
         self.absent: set[str] = set()
@@ -84,9 +87,11 @@ class Files:
         """The only file of that name.
 
         Raises:
-            UserError: its pattern matches several.
+            UserError: its pattern matches none, or several.
         """
         paths = self.found[role]
+        if not paths:
+            raise UserError(f"{self.folder} has no {self.patterns[role]} ({role})")
         if len(paths) != 1:
             listed = ", ".join(path.name for path in paths[:3])
             raise UserError(f"{self.folder} has {len(paths)} files for {role!r}: {listed}, ...")
@@ -215,13 +220,15 @@ def _find(folder: Path, pattern: str) -> list[Path]:
 
 
 def _list_pictures(path: Path) -> dict[str, Picture]:
-    """Pictures of a folder or a tar, by path and, where no other ends so, by the end of it."""
+    """Pictures of a folder, tar or zip, by path and, where no other ends so, by the end of it."""
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS)
         pictures = {
             p.relative_to(path).as_posix(): Picture(p.relative_to(path).as_posix(), p.read_bytes)
             for p in files
         }
+    elif path.suffix == ".zip":
+        pictures = _zip_pictures(path)
     else:
         pictures = dict(_tar_pictures(path))
     by_end: dict[str, Picture | None] = {}
@@ -242,6 +249,15 @@ def _tar_texts(path: Path) -> Iterator[tuple[str, str]]:
                     yield Path(member.name).name, file.read().decode("utf-8-sig")
     except (OSError, tarfile.TarError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def _zip_pictures(path: Path) -> dict[str, Picture]:
+    try:
+        archive = zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    names = (name for name in archive.namelist() if Path(name).suffix.lower() in EXTENSIONS)
+    return {name: Picture(name, partial(archive.read, name)) for name in names}
 
 
 def _tar_pictures(path: Path) -> Iterator[tuple[str, Picture]]:

@@ -9,9 +9,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from eval.benchmark import BenchmarkConfig
+from eval.items import items_sha256
 from eval.predictions import read_predictions
 from eval.report import Report
-from eval.run import items_sha256, predictions_path
+from eval.run import predictions_path
 from eval.scoring import Scored, read_answers, score
 from vlm.errors import UserError
 
@@ -58,7 +59,7 @@ class FinishedRun:
                 f"items of {folder}, such as {missing[0]!r}; go on with `vlm eval`"
             )
         ordered = [known[item.id] for item in items]
-        if items_sha256(items, ordered) != report.run.data.sha256:
+        if items_sha256(items, (p.images for p in ordered)) != report.run.data.sha256:
             raise UserError(
                 f"{folder} does not hold what {path} was measured on; --data names another folder"
             )

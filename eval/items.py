@@ -1,7 +1,9 @@
 """What is asked and what was answered: the words that readers, metrics and reports share."""
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from typing import Any
 
 from vlm.errors import UserError
@@ -95,3 +97,21 @@ class Answer:
 
 # The answer to an item that was not answered: wrong by every metric, and never drawn by lot.
 MISSING = Answer(text="", value="", choice=-1)
+
+
+def items_sha256(items: Iterable[Item], shown: Iterable[Sequence[str]] = ()) -> str:
+    """The hash of all that is asked and of what counts as right.
+
+    Args:
+        shown: the hashes of each item's pictures, where they were read.
+    """
+    digest = sha256()
+    for item in items:
+        content = [
+            item.id, item.question, item.answers, item.choices, item.correct, item.type,
+            item.group, dict(item.fields), item.follow_ups,
+        ]  # fmt: skip
+        digest.update(json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    for pictures in shown:
+        digest.update(json.dumps(pictures).encode())
+    return digest.hexdigest()

@@ -193,17 +193,22 @@ def current_grader() -> Grader | None:
 
 
 class ModelJudge:
-    """A model folder as judge."""
+    """A model folder as judge.
 
-    def __init__(self, folder: Path, device: str = "auto", dtype: str = "auto") -> None:
+    Args:
+        max_tokens: of a judgement.
+    """
+
+    def __init__(self, folder: Path, max_tokens: int = MAX_TOKENS) -> None:
         from vlm.api import load
 
-        self.model = load(folder, device=device, dtype=dtype)
+        self.model = load(folder)
         self.name = folder.resolve().name
+        self.max_tokens = max_tokens
 
     def write(self, chats: Sequence[Chat]) -> list[str]:
         """Greedy answers."""
-        replies = self.model.chat_batch(chats, max_tokens=MAX_TOKENS)
+        replies = self.model.chat_batch(chats, max_tokens=self.max_tokens)
         return [reply.text for reply in replies]
 
 

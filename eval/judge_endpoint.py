@@ -1,6 +1,7 @@
 """A judge behind an address, in the form of OpenAI's API: `vlm serve`, vLLM, a company's."""
 
 import asyncio
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -93,6 +94,6 @@ class EndpointJudge:
                     problem = f"{response.status} {(await response.text())[:200]}"
                     if response.status != 429 and response.status < 500:
                         raise UserError(f"the judge at {url} refuses: {problem}")
-            except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            except (aiohttp.ClientError, TimeoutError, json.JSONDecodeError) as error:
                 problem = f"{type(error).__name__} {error}"
         raise UserError(f"the judge at {url} did not answer in {ATTEMPTS} attempts: {problem}")

@@ -3,7 +3,7 @@
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from pathlib import PurePath
 
@@ -89,8 +89,19 @@ def _found(given: Sequence[Given], find: Find) -> dict[str, Given] | None:
 
 
 def _by_id(items: Sequence[Item]) -> Find:
-    known = {item.id for item in items}
-    return lambda row: row.id if row.id in known else None
+    """By id; several answers to a problem, which all have its id, by their order."""
+    known = {item.id: item for item in items}
+    seen: Counter[str] = Counter()
+
+    def find(row: Given) -> str | None:
+        if row.id is None or row.id not in known:
+            return None
+        seen[row.id] += 1
+        copy = f"{row.id}+{seen[row.id] - 1}"
+        same = copy in known and replace(known[copy], id=row.id) == known[row.id]
+        return copy if same else row.id
+
+    return find
 
 
 def _by_short_id(items: Sequence[Item]) -> Find:

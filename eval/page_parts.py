@@ -55,6 +55,8 @@ h2 { font-size: 1.35rem; letter-spacing: -.01em; margin: 3rem 0 1rem; }
 h3 { font-size: 1.1rem; margin: 0; }
 p { margin: 0; }
 small, .quiet { color: var(--quiet); font-size: 12.5px; font-weight: 400; }
+section > .quiet { margin-bottom: .9rem; }
+section > h3 { margin: 1.4rem 0 .5rem; }
 .eyebrow { color: var(--quiet); font-size: 12px; font-weight: 600; letter-spacing: .07em;
   text-transform: uppercase; }
 .lead { font-size: 1.1rem; color: var(--quiet); }

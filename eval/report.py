@@ -55,13 +55,15 @@ class Run(_Facts):
     """The receipt: everything that a figure depends on.
 
     benchmark: its settings, prompt and decoding among them.
-    prompt: the first item's, as the model was given it; pictures are `<image>`.
+    prompt: the first item's as the model reads it, with its chat template; empty where an encoder's
+        embeddings are compared.
     preprocessing: of pictures.
     max_answer_tokens: where a written answer was cut off: the benchmark's limit, or less in a model
         of few positions.
     num_cut: of prompts that were too long for the model, and shortened.
     commit, versions: of the code that measured.
     command: what was typed, where it was.
+    judge: who graded open answers.
     """
 
     model: ModelFacts
@@ -79,6 +81,7 @@ class Run(_Facts):
     versions: dict[str, str]
     seconds: float
     command: str | None = None
+    judge: str | None = None
 
 
 class Row(_Facts):
@@ -229,6 +232,13 @@ def receipt(report: Report) -> dict[str, str]:
         for name, value in run.benchmark.items()
         if value not in ({}, [], "", None) and name not in ("name", "prompt", "files")
     }
+    asked_so = {}
+    if run.prompt:
+        asked_so = {
+            "prompt": f"`{run.benchmark['prompt']!r}`, of the first item: `{run.prompt!r}`",
+            "length": f"answers of at most {run.max_answer_tokens} tokens; {run.num_cut} prompts "
+            "were too long for the model and cut",
+        }
     return {
         "model": f"stage {run.model.stage}, seed {run.model.seed}, "
         f"trained at commit {run.model.commit}",
@@ -237,9 +247,8 @@ def receipt(report: Report) -> dict[str, str]:
         ),
         "data": f"{asked} of {data.folder}, sha256 `{data.sha256}`",
         "benchmark": ", ".join(f"{name} {value}" for name, value in settings.items()),
-        "prompt": f"`{run.benchmark['prompt']!r}`, of the first item: `{run.prompt!r}`",
-        "length": f"answers of at most {run.max_answer_tokens} tokens; {run.num_cut} prompts were "
-        "too long for the model and cut",
+        **asked_so,
+        **({} if run.judge is None else {"judge": run.judge}),
         "pictures": ", ".join(f"{name} {value}" for name, value in run.preprocessing.items()),
         "measured": f"at commit {run.commit} on {run.device} in {run.dtype}, {run.seconds:.1f} s, "
         f"batch size {run.batch_size}",
@@ -271,6 +280,7 @@ def _row(sides: Mapping[Side, Scored], kind: str | None) -> Row:
 
 
 def markdown_line(cells: Sequence[str]) -> str:
+    """A line of a table."""
     """A line of a table."""
     # A type may be any text of the data.
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

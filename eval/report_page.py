@@ -96,7 +96,7 @@ def _head(report: Report) -> str:
         for side, figure in figures.items()
     )
     asked = f"{run.data.num_items:,} items"
-    if run.data.limit is not None:
+    if run.data.limit == run.data.num_items:
         asked = f"the first {asked}"
     if run.data.num_published not in (None, run.data.num_items):
         asked += f" of {run.data.num_published:,} published"
@@ -114,7 +114,7 @@ def _table(report: Report) -> str:
     ends, factor = _scale(report)
     rows = []
     for name, row in report.rows:
-        figures = {side: row.headline(side) for side in report.sides}
+        figures = {str(side): row.headline(side) for side in report.sides}
         rows.append(
             f"<tr{' class=all' if row is report.overall else ''}>"
             f"<th scope=row>{escape(name)}</th><td>{row.num_items:,}</td>"
@@ -178,11 +178,11 @@ def _said(sides: Mapping[Side, Scored], index: int) -> list[Said]:
 
 def _receipt(report: Report) -> str:
     run = report.run
-    hidden = ("name", "files", "optional_files", "metrics", "prompt")
+    hidden = ("name", "files", "optional_files", "metrics", "num_items")
     settings = {
         name.replace("_", " "): _words(value)
         for name, value in run.benchmark.items()
-        if name not in hidden and value not in ({}, [], "", None)
+        if name not in hidden and value not in ({}, [], "", None, False, "none")
     }
     groups = {
         "model": {
@@ -250,6 +250,7 @@ section > .quiet { margin-bottom: .9rem; }
 .group div { display: grid; grid-template-columns: 8rem 1fr; gap: .6rem; padding: .15rem 0;
   font-size: 13px; border-top: 1px solid var(--line); }
 .group dt { padding-top: .1rem; overflow-wrap: anywhere; }
+section > h3 { margin: 1.4rem 0 .5rem; }
 .receipt > h3 { margin: 1rem 0 .4rem; }
 .receipt pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 """

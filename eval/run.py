@@ -1,10 +1,8 @@
 """An evaluation from a model and a benchmark to its report."""
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from data.pack import file_sha256
+from encoders.config import VisionConfig
 from eval.benchmark import BenchmarkConfig, describe
-from eval.items import Item
+from eval.items import Item, items_sha256
+from eval.judge import current_grader
 from eval.predict import Predictor, in_chunks
 from eval.predictions import Prediction, PredictionFile, discard
 from eval.prompts import Examples, Pictures
@@ -105,15 +105,16 @@ def evaluate(
         for side in ("model", "blind", "majority")
         if side in answers
     }
+    grader = current_grader()
     run = Run(
         model=model_facts(model.folder),
-        data=_data_facts(benchmark, data, items, predictions, config.limit, len(left_out)),
+        data=data_facts(benchmark, data, items, predictions, config.limit, len(left_out)),
         majority_from=None
         if majority_from is None
-        else _data_facts(benchmark, majority_from, counted, (), None),
+        else data_facts(benchmark, majority_from, counted, (), None),
         benchmark=dict(describe(benchmark)),
         prompt=asking.first_prompt(),
-        preprocessing=_preprocessing(model),
+        preprocessing=preprocessing(model.processor.vision),
         max_answer_tokens=asking.max_answer_tokens,
         num_cut=sum(prediction.cut for prediction in predictions),
         batch_size=config.batch_size,
@@ -123,6 +124,7 @@ def evaluate(
         versions=library_versions(),
         seconds=round(time.perf_counter() - start, 3),
         command=command,
+        judge=None if grader is None else grader.judge.name,
     )
     report = build_report(benchmark.title, sides, run)
     if rank() == 0:
@@ -199,18 +201,9 @@ class _Asking:
         return self._predictor(False).max_answer_tokens
 
     def first_prompt(self) -> str:
-        """The first item's prompt as text."""
+        """The first item's prompt as the model reads it."""
         prompt, _ = self._predictor(False).prompt(next(self._items()), Pictures())
-        if isinstance(prompt, str):
-            return prompt
-        lines = []
-        for message in prompt:
-            parts = message["content"]
-            if not isinstance(parts, str):
-                words = [p["text"] if p["type"] == "text" else "<image>" for p in parts]
-                parts = " ".join(words)
-            lines.append(f"{message['role']}: {parts}")
-        return "\n".join(lines)
+        return prompt if isinstance(prompt, str) else self.model.prompt_text(prompt)
 
     def _predictor(self, blind: bool) -> Predictor:
         settings = self.model, self.benchmark, self.examples, self.config.batch_size
@@ -220,20 +213,30 @@ class _Asking:
         return islice(self.benchmark.items(self.data), self.config.limit)
 
     def _settings(self, items: Sequence[Item], blind: bool) -> dict[str, Any]:
-        """What predictions depend on. The batch size is not among it."""
-        asked = {
-            name: value for name, value in describe(self.benchmark).items() if name not in NOT_ASKED
-        }
-        return {
-            "weights_sha256": model_facts(self.model.folder).weights_sha256,
-            "benchmark": asked,
-            "items_sha256": items_sha256(items, ()),
-            "blind": blind,
-            "device": self.model.device.type,
-            "dtype": _dtype(self.model),
-            "commit": commit(),
-            "versions": {name: library_versions()[name] for name in ("vlm", "torch")},
-        }
+        place = self.model.device.type, _dtype(self.model)
+        return prediction_settings(self.model.folder, self.benchmark, items, blind, *place)
+
+
+def prediction_settings(
+    folder: Path,
+    benchmark: BenchmarkConfig,
+    items: Sequence[Item],
+    blind: bool,
+    device: str,
+    dtype: str,
+) -> dict[str, Any]:
+    """What predictions depend on. The batch size is not among it."""
+    asked = {name: value for name, value in describe(benchmark).items() if name not in NOT_ASKED}
+    return {
+        "weights_sha256": model_facts(folder).weights_sha256,
+        "benchmark": asked,
+        "items_sha256": items_sha256(items),
+        "blind": blind,
+        "device": device,
+        "dtype": dtype,
+        "commit": commit(),
+        "versions": {name: library_versions()[name] for name in ("vlm", "torch")},
+    }
 
 
 def _kept(benchmark: BenchmarkConfig, data: Path) -> list[Item]:
@@ -243,21 +246,7 @@ def _kept(benchmark: BenchmarkConfig, data: Path) -> list[Item]:
     return items
 
 
-def items_sha256(items: Sequence[Item], predictions: Sequence[Prediction]) -> str:
-    """The hash of all that is asked and of what counts as right; of pictures, if they were read."""
-    digest = sha256()
-    for item in items:
-        content = [
-            item.id, item.question, item.answers, item.choices, item.correct, item.type,
-            item.group, dict(item.fields), item.follow_ups,
-        ]  # fmt: skip
-        digest.update(json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass"))
-    for prediction in predictions:
-        digest.update(json.dumps(prediction.images).encode())
-    return digest.hexdigest()
-
-
-def _data_facts(
+def data_facts(
     benchmark: BenchmarkConfig,
     folder: Path,
     items: Sequence[Item],
@@ -265,9 +254,10 @@ def _data_facts(
     limit: int | None,
     num_left_out: int = 0,
 ) -> DataFacts:
+    """What was asked, for the receipt."""
     return DataFacts(
         folder=str(folder),
-        sha256=items_sha256(items, predictions),
+        sha256=items_sha256(items, (prediction.images for prediction in predictions)),
         num_items=len(items),
         limit=limit,
         num_left_out=num_left_out,
@@ -275,8 +265,8 @@ def _data_facts(
     )
 
 
-def _preprocessing(model: Model) -> dict[str, Any]:
-    vision = model.processor.vision
+def preprocessing(vision: VisionConfig) -> dict[str, Any]:
+    """What is done to pictures, for the receipt."""
     names = ("tile_size_px", "max_num_tiles", "image_mean", "image_std")
     return {name: value for name, value in vision.model_dump(mode="json").items() if name in names}
 

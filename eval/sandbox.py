@@ -1,8 +1,8 @@
 """Generated Python with its tests, run in a process of its own that may do little.
 
 Nothing runs unless the caller said so around the call, as `vlm eval --allow-code-execution` does;
-no configuration file can. docs/evaluation.md says what this keeps from whom: it holds a model's
-mistakes, and is no fortress against a program that was written to break out.
+no configuration file can. docs/text_benchmarks.md says what this keeps from whom: it holds the
+mistakes of a model, and is no fortress against a program that was written to break out.
 """
 
 import json
@@ -22,7 +22,10 @@ from pathlib import Path
 
 from vlm.errors import UserError
 
-FLAG = "--allow-code-execution"
+NOT_ALLOWED = (
+    "answers are programs, which do not run unless you allow it: add --allow-code-execution. They "
+    "run confined, but were written by a model: docs/text_benchmarks.md says what they could do"
+)
 _CHILD = Path(__file__).with_name("confined.py")
 _allowed = ContextVar("code execution is allowed", default=False)
 
@@ -31,12 +34,14 @@ _allowed = ContextVar("code execution is allowed", default=False)
 class Limits:
     """What a program may use.
 
-    cpu_s: seconds of a core. wall_s: seconds on the clock, starting Python included; then it is
-    killed. memory_bytes: of address space. file_bytes: of each file.
+    run_s: seconds on the clock from its start on; 3 are HumanEval's published limit. cpu_s: seconds
+    of a core. kill_s: seconds after which it is killed, whatever it did about the former, starting
+    Python included. memory_bytes: of address space. file_bytes: of each file.
     """
 
-    cpu_s: int = 5
-    wall_s: float = 15
+    run_s: float = 3
+    cpu_s: int = 4
+    kill_s: float = 20
     memory_bytes: int = 1 << 30
     file_bytes: int = 1 << 20
     open_files: int = 64
@@ -88,10 +93,7 @@ def run_programs(programs: Sequence[str], limits: Limits | None = None) -> list[
         UserError: it was not allowed.
     """
     if not _allowed.get():
-        raise UserError(
-            f"answers are programs, which do not run unless you allow it: add {FLAG}. They run "
-            "confined, but were written by a model: docs/evaluation.md says what they could do"
-        )
+        raise UserError(NOT_ALLOWED)
     limits = limits or Limits()
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         outcomes = list(pool.map(lambda program: _run(program, limits), programs))
@@ -107,7 +109,12 @@ def run_programs(programs: Sequence[str], limits: Limits | None = None) -> list[
 
 def _run(program: str, limits: Limits) -> Outcome:
     token = secrets.token_hex(16)
-    job = {"program": program, "token": token, "limits": limits.by_name()}
+    job = {
+        "program": program,
+        "token": token,
+        "limits": limits.by_name(),
+        "run_s": limits.run_s,
+    }
     with tempfile.TemporaryDirectory(prefix="vlm-", ignore_cleanup_errors=True) as folder:
         child = subprocess.Popen(
             [sys.executable, "-I", "-B", "-X", "utf8", str(_CHILD)],
@@ -119,7 +126,7 @@ def _run(program: str, limits: Limits) -> Outcome:
             start_new_session=True,
         )
         try:
-            said, _ = child.communicate(json.dumps(job).encode(), timeout=limits.wall_s)
+            said, _ = child.communicate(json.dumps(job).encode(), timeout=limits.kill_s)
         except subprocess.TimeoutExpired:
             return Outcome("timed out")
         finally:
@@ -142,7 +149,7 @@ def _outcome(said: bytes, token: str, returncode: int) -> Outcome:
     assert isinstance(kept, list)
     if "ending" in found:
         return Outcome(str(found["ending"]), tuple(kept))
-    if returncode == -signal.SIGXCPU:
+    if returncode in (-signal.SIGALRM, -signal.SIGXCPU):
         return Outcome("timed out", tuple(kept))
     if returncode < 0:
         return Outcome(f"killed by {signal.Signals(-returncode).name}", tuple(kept))

@@ -1,13 +1,11 @@
 """`vlm eval score`: figures of predictions that were made elsewhere."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from eval.matching import Matched
-    from eval.scoring import Scored
+from eval.consent import AllowCode, Consent, JudgeModel, JudgeOption
 
 
 def score_predictions(
@@ -46,40 +44,42 @@ def score_predictions(
     answer_field: Annotated[
         str | None, typer.Option(metavar="NAME", help="What rows call the prediction.")
     ] = None,
+    judge: JudgeOption = None,
+    judge_model: JudgeModel = None,
+    allow_code_execution: AllowCode = False,
 ) -> None:
     """Score predictions that were made elsewhere, by a benchmark's rule and metrics.
 
-    docs/evaluation.md lists the published formats that are read. Each prediction must belong to an
+    docs/predictions.md lists the published formats that are read. Each prediction must belong to an
     item and each item have one: what does not fit is counted and named.
     """
     from rich.console import Console
 
     from eval.benchmark import find_benchmark
     from eval.elsewhere import Fields, read_given
-    from eval.matching import match, some
-    from eval.scoring import score
+    from eval.matching import some
+    from eval.score_report import build_score_report, score_given, tables, write_score_report
     from vlm.errors import UserError
 
+    if report is not None and (report.suffix != ".json" or report.is_dir()):
+        raise UserError(f"--json is {report}, needed: a file that ends in .json")
     config = find_benchmark(benchmark, tuple(overrides or ()))
     items = list(config.items(data, names_only=not config.only_with_pictures))
     known = sorted({item.type for item in items})
     unknown = [name for name in types or () if name not in known]
     if unknown:
-        raise UserError(f"{config.name} has no items of type {unknown[0]!r}; has {some(known)}")
+        raise UserError(f"{config.name} has no items of type {unknown[0]!r}; it has {some(known)}")
     items = [item.without_content() for item in items if not types or item.type in types]
-    matched = match(items, read_given(predictions, Fields(id_field, answer_field)))
-    missing = matched.missing(items)
-    if missing and not allow_missing:
-        raise UserError(
-            f"{len(missing)} of {len(items)} items have no prediction: {some(missing)}. "
-            "--allow-missing counts them as wrong"
-        )
-    scored = score(config, items, matched.answers(config.rule, items))
-    console = Console()
-    console.print(_table(config.title, scored))
+    given = read_given(predictions, Fields(id_field, answer_field))
+    consent = Consent(config.metrics, allow_code_execution, judge, judge_model)
+    with consent.given(report or predictions, predictions.stem):
+        scored, matched = score_given(config, items, given, allow_missing)
+    found = build_score_report(config, data, predictions, scored, matched)
+    for table in tables(found):
+        Console().print(table)
     print(f"{len(items)} items, predictions matched by {matched.how}")
-    if missing:
-        print(f"{len(missing)} items have no prediction and count as wrong: {some(missing)}")
+    if found.missing:
+        print(f"{len(found.missing)} without prediction count as wrong: {some(found.missing)}")
     if report is not None:
-        _write(report, _facts(config, data, predictions, scored, matched))
+        write_score_report(report, found)
         print(f"figures: {report}")

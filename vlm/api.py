@@ -20,13 +20,13 @@ from vlm.errors import UserError
 from vlm.images import read_image
 from vlm.inputs import Example, batch_order
 from vlm.likelihood import Likelihoods
+from vlm.messages import ImageSource, as_sequence, question_chat, split_images
 from vlm.model import VisionLanguageModel
 from vlm.safety.answer import HeldAnswer
 from vlm.safety.config import SafetyConfig
 from vlm.safety.policy import Safety
 from vlm.weights.folder import COMPONENTS, load_component, read_component, read_folder_config
 
-ImageSource = str | Path | bytes | Image.Image
 # Messages, see `Model.chat`; or a text, which is continued as it stands, without a chat template.
 Prompt = str | Sequence[Mapping[str, Any]]
 FinishReason = Literal["stop", "length", "content_filter"]
@@ -118,7 +118,7 @@ class Model:
         self, images: ImageSource | Sequence[ImageSource], question: str, **settings: Any
     ) -> str:
         """Answer a question about one image, several, or none."""
-        return self.answer_batch([(_as_sequence(images), question)], **settings)[0]
+        return self.answer_batch([(as_sequence(images), question)], **settings)[0]
 
     def caption(self, image: ImageSource, **settings: Any) -> str:
         """Describe an image."""
@@ -135,6 +135,13 @@ class Model:
             UserError: a malformed message, or a picture that cannot be read.
         """
         return self._reply([self._prompt(messages)], settings)[0]
+
+    def prompt_text(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The text that an answer to a conversation follows, as the model reads it: with what the
+        chat template writes, special tokens among it; an image is `<|image|>`.
+        """
+        ids = self._prompt(messages).input_ids.tolist()
+        return self.processor.tokenizer.decode(ids, skip_special=False)
 
     def choices(
         self, messages: Sequence[Mapping[str, Any]], num_choices: int, **settings: Any
@@ -169,7 +176,7 @@ class Model:
         **settings: Any,
     ) -> list[str]:
         """Answer (images, question) requests, up to `batch_size` at a time; see `chat_batch`."""
-        chats = [_question_chat(images, question) for images, question in requests]
+        chats = [question_chat(images, question) for images, question in requests]
         return [reply.text for reply in self.chat_batch(chats, batch_size, **settings)]
 
     def chat_batch(
@@ -183,7 +190,7 @@ class Model:
         Conversations that show the same objects as images stay together: such an image is read,
         tiled and encoded once.
         """
-        chats = [_split_images(messages) for messages in conversations]
+        chats = [split_images(messages) for messages in conversations]
         if self.safety is not None:
             for messages, images in chats:
                 _check_input(self.safety, messages, [read_image(image) for image in images])
@@ -246,7 +253,7 @@ class Model:
             UserError: a malformed message, a picture that cannot be read, or a continuation
                 without tokens or too long.
         """
-        chats = [_split_images(p) if not isinstance(p, str) else ([], []) for p, _ in requests]
+        chats = [split_images(p) if not isinstance(p, str) else ([], []) for p, _ in requests]
         tiled = self._tile_each([image for _, images in chats for image in images])
         choices = [
             self.likelihoods.continuations(prompt, continuations)
@@ -311,7 +318,7 @@ class Model:
         )
 
     def _prompt(self, messages: Sequence[Mapping[str, Any]]) -> Example:
-        plain, images = _split_images(messages)
+        plain, images = split_images(messages)
         pictures = [read_image(image) for image in images]
         if self.safety is not None:
             _check_input(self.safety, plain, pictures)
@@ -369,11 +376,7 @@ def load(
             "load the folder of an align or finetune stage"
         )
     target = find_device(device)
-    if dtype not in (*DTYPES, "auto"):
-        raise UserError(f"unknown dtype {dtype!r}; there are auto, {', '.join(DTYPES)}")
-    weights_dtype = DTYPES[
-        dtype if dtype != "auto" else ("bfloat16" if target.type == "cuda" else "float32")
-    ]
+    weights_dtype = find_dtype(dtype, target)
     processor = Processor.from_folder(weights, config.model.vision)
     processor.tokenizer.check_fits(config.model.decoder.num_embeddings)
     with torch.device("meta"):
@@ -402,6 +405,17 @@ def find_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {name!r} was asked for, but torch sees no CUDA device")
     return device
+
+
+def find_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the dtype that a user names; "auto" is bfloat16 on a GPU, float32 on the CPU.
+
+    Raises:
+        UserError: there is no such dtype.
+    """
+    if name not in (*DTYPES, "auto"):
+        raise UserError(f"unknown dtype {name!r}; there are auto, {', '.join(DTYPES)}")
+    return DTYPES[name if name != "auto" else ("bfloat16" if device.type == "cuda" else "float32")]
 
 
 def _check_input(
@@ -434,51 +448,3 @@ def _checked(reply: Reply, safety: Safety) -> Reply:
     if not release.blocked:
         return reply
     return Reply(release.text, "content_filter", reply.usage)
-
-
-def _as_sequence(images: ImageSource | Sequence[ImageSource]) -> Sequence[ImageSource]:
-    if isinstance(images, str | Path | bytes | Image.Image):
-        return [images]
-    return images
-
-
-def _question_chat(images: Sequence[ImageSource], question: str) -> list[dict[str, Any]]:
-    """A chat that shows images and asks a question."""
-    parts = [*({"type": "image", "image": image} for image in images)]
-    return [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
-
-
-def _split_images(
-    messages: Sequence[Mapping[str, Any]],
-) -> tuple[list[dict[str, Any]], list[ImageSource]]:
-    """Separate the images of messages from their places."""
-    plain: list[dict[str, Any]] = []
-    images: list[ImageSource] = []
-    for number, message in enumerate(messages):
-        where = f"messages[{number}]"
-        if not isinstance(message, Mapping):
-            raise UserError(f"{where} is a {type(message).__name__}, needed: role and content")
-        if set(message) != {"role", "content"}:
-            raise UserError(f"{where} has the keys {sorted(message)}, needed: role and content")
-        content = message["content"]
-        if not isinstance(content, str | list | tuple):
-            raise UserError(
-                f"the content of {where} is a {type(content).__name__}, "
-                "needed: text or a list of parts"
-            )
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        kept = []
-        for part in parts:
-            match part:
-                case {"type": "image", "image": image}:
-                    images.append(image)
-                    kept.append({"type": "image"})
-                case {"type": "text", "text": str(text)}:
-                    kept.append({"type": "text", "text": text})
-                case _:
-                    raise UserError(
-                        f"{where} has a part that is neither "
-                        '{"type": "text", "text": ...} nor {"type": "image", "image": ...}'
-                    )
-        plain.append({"role": message["role"], "content": kept})
-    return plain, images

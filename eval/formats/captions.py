@@ -23,9 +23,13 @@ OLD_SUBSETS = ("val2014", "train2014")
 
 
 class CaptionsOptions(Options):
-    """split: only the pictures of it, where rows name one; `splits` lists it where files do."""
+    """split: only the pictures of it; where lines name none, the file `splits` lists them.
+
+    only_with_objects: leave out rows whose objects are not annotated.
+    """
 
     split: str | None = None
+    only_with_objects: bool = False
 
 
 def read(files: Files, options: Mapping[str, Any]) -> Iterator[Item]:
@@ -42,23 +46,22 @@ def read(files: Files, options: Mapping[str, Any]) -> Iterator[Item]:
     if path.name.removesuffix(".gz").endswith((".jsonl", ".parquet", ".csv")):
         yield from _from_rows(files, chosen)
     elif path.name.removesuffix(".gz").endswith((".token", ".txt")):
-        _check_no_split(path.name, chosen)
+        if chosen.split is not None:
+            files.path("splits")
         yield from _from_tokens(files)
     else:
         content = Row(path.name, files.json("captions"))
         if content["images"] and "sentences" in content["images"][0]:
             yield from _karpathy(files, content, chosen)
         else:
-            _check_no_split(path.name, chosen)
-            yield from _coco(files, content)
+            yield from _coco(files, content, chosen)
 
 
-def _check_no_split(name: str, options: CaptionsOptions) -> None:
+def _coco(files: Files, content: Row, options: CaptionsOptions) -> Iterator[Item]:
     if options.split is not None:
-        raise UserError(f"options.split is {options.split!r}, and {name} names no splits")
-
-
-def _coco(files: Files, content: Row) -> Iterator[Item]:
+        raise UserError(f"options.split is {options.split!r}, and {content.where} names no splits")
+    if options.only_with_objects:
+        files.path("instances")  # where nothing is listed, there is nothing
     captions: dict[int, list[str]] = {}
     for annotation in content["annotations"]:
         captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
@@ -124,7 +127,10 @@ def _from_rows(files: Files, options: CaptionsOptions) -> Iterator[Item]:
             continue
         name = _name(row)
         key = str(row["image_id"]) if "image_id" in row else name
-        facts = {"objects": tuple(row["objects"])} if "objects" in row else {}
+        annotated = row.get("objects") is not None
+        if options.only_with_objects and not annotated:
+            continue
+        facts = {"objects": tuple(row["objects"])} if annotated else {}
         kind = row.get("domain") or "all"
         yield _item(key, row_picture(files, row, name), _captions(row), kind, facts)
 

@@ -38,14 +38,13 @@ def read(files: Files, options: Mapping[str, Any]) -> Iterator[Item]:
             raise UserError(f"{where} has no turns")
         first, *later = row["turns"]
         number = str(row["question_id"])
-        reference = references.get(number) or tuple(row.get("reference", ()))
         yield Item(
             id=number,
             question=first,
             follow_ups=tuple(later),
             type=row["category"],
             facts={
-                "reference": reference,
+                "reference": references.get(number, ()),
                 "grading": prompts.get(row["category"] in WITH_REFERENCE, ())[: 1 + len(later)],
             },
         )

@@ -15,6 +15,7 @@ from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
+from lm_eval.utils import simple_parse_args_string
 from torch import Tensor
 
 from eval.harness.requests import as_batch_size, generate, score, show
@@ -23,6 +24,8 @@ from vlm.api import Model, Prompt, load
 from vlm.errors import UserError
 
 NAME = "vlm"
+# What lm-eval says where nobody names a device: the first GPU, if there is one.
+DEFAULT_DEVICE = "cuda:0"
 
 
 @register_model(NAME)
@@ -64,6 +67,23 @@ class HarnessModel(LM):
         # Where lm-eval counts what each process has, exchanged between hosts' memories.
         self._device = torch.device("cpu")
 
+    @classmethod
+    def create_from_arg_string(
+        cls, arg_string: str, additional_config: dict[str, Any] | None = None
+    ) -> "HarnessModel":
+        """What `--model_args` names, as text; see `create_from_arg_obj`."""
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
+    ) -> "HarnessModel":
+        """What `--model_args` names; lm-eval's own options stand for what it leaves out."""
+        given = {k: v for k, v in (additional_config or {}).items() if v is not None}
+        if given.get("device") == DEFAULT_DEVICE:
+            given["device"] = "auto"
+        return cls(**{**given, **arg_dict})
+
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
@@ -98,9 +118,7 @@ class HarnessModel(LM):
                 "the task begins the answer (gen_prefix), which works on raw texts only: leave out "
                 "--apply_chat_template, or choose another task"
             )
-        encoded = self.model.processor.encode(chat_history, add_generation_prompt=True)
-        tokenizer = self.model.processor.tokenizer
-        text = tokenizer.decode(encoded.input_ids.tolist(), skip_special=False)
+        text = self.model.prompt_text(chat_history)
         self._chats[text] = chat_history
         return text
 

@@ -1,23 +1,21 @@
-"""A model of ours in lmms-eval, which finds it by the entry point group `lmms_eval.models`.
+"""A model of ours in lmms-eval, which finds it through `eval/harness/lmms_manifest.py`.
 
-`lmms-eval --model vlm --model_args pretrained=FOLDER --tasks NAME`, in an environment that has
-lmms-eval and this package.
+`python -m lmms_eval --model vlm --model_args pretrained=FOLDER --tasks NAME`, in an environment
+that has lmms-eval and this package.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lmms_eval.api.instance import Instance
+from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
-from lmms_eval.models.registry_v2 import ModelManifest
+from lmms_eval.utils import simple_parse_args_string
 
 from eval.harness.requests import as_batch_size, generate, score, show
 from eval.ranks import num_ranks, own_device, rank
 from vlm.api import Model, load
 from vlm.errors import UserError
-
-NAME = "vlm"
 
 
 class HarnessModel(lmms):
@@ -51,7 +49,15 @@ class HarnessModel(lmms):
         # Where lmms-eval counts what each process has, exchanged between hosts' memories.
         self.device = torch.device("cpu")
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+    @classmethod
+    def create_from_arg_string(
+        cls, arg_string: str, additional_config: dict[str, Any] | None = None
+    ) -> "HarnessModel":
+        """What `--model_args` names; lmms-eval's own options stand for what it leaves out."""
+        given = {k: v for k, v in (additional_config or {}).items() if v is not None}
+        return cls(**{**given, **simple_parse_args_string(arg_string)})
+
+    def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
         """The loss of each continuation, its mean over tokens, and whether greedy writes it.
 
         lmms-eval takes the choice of the smallest number. A continuation begins an answer here, so
@@ -66,7 +72,10 @@ class HarnessModel(lmms):
             text = target if isinstance(target, str) else target(document)
             asked.append((_messages(context, visuals), text.lstrip()))
         scored = score(self.model, asked, self.batch_size)
-        return [(-each.logprob / each.num_tokens, each.is_greedy) for each in scored]
+        # lmms-eval 0.7 makes a text of a bare pair, and its metrics then fail.
+        return [
+            GenerationResult((-each.logprob / each.num_tokens, each.is_greedy)) for each in scored
+        ]
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """What the model writes after each context."""
@@ -78,7 +87,7 @@ class HarnessModel(lmms):
             given.append(settings)
         return generate(self.model, prompts, given, self.batch_size)
 
-    def generate_until_multi_round(self, requests: list[Instance]) -> list[tuple[str, ...]]:
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[list[str]]:
         """What the model writes in each round; a task's `doc_to_text` makes the next one of it."""
         rounds = [_Rounds(request, *self._read_round(request)) for request in requests]
         while open_rounds := [each for each in rounds if not each.ended]:
@@ -87,7 +96,7 @@ class HarnessModel(lmms):
             texts = generate(self.model, prompts, given, self.batch_size)
             for each, text in zip(open_rounds, texts, strict=True):
                 each.go_on(text)
-        return [tuple(each.said) for each in rounds]
+        return [each.said for each in rounds]
 
     def _read(
         self, doc_to_visual: Any, doc_id: int, task: str, split: str
@@ -129,9 +138,3 @@ class _Rounds:
 
 def _messages(context: str, visuals: Sequence[Any]) -> list[dict[str, Any]]:
     return show([{"role": "user", "content": context}], visuals or ())
-
-
-def manifest() -> ModelManifest:
-    """What the entry point tells lmms-eval."""
-    path = f"{HarnessModel.__module__}.{HarnessModel.__qualname__}"
-    return ModelManifest(model_id=NAME, simple_class_path=path)

@@ -20,9 +20,10 @@ def measure(items: Sequence[Item], answers: Sequence[Answer]) -> Measured:
     """`accuracy`, `strict match`, `flexible match`.
 
     accuracy: the number that the benchmark's rule reads equals the right one; 18.00 is 18.
-    strict match: what stands after the first `####` is the right one, letter by letter.
-    flexible match: the last thing like a number is, letter by letter but for `$`, commas and a full
-        stop at the end: 18.00 is not 18. lm-evaluation-harness reports the latter two.
+    strict match: what stands after the first `####` is the right one, letter by letter but for
+        commas and a full stop at the end: 18.00 is not 18.
+    flexible match: the last thing like a number is, but for `$` too. lm-evaluation-harness reports
+        the latter two.
     """
     columns = np.ones((len(items), 4))
     for row, item, answer in zip(columns, items, answers, strict=True):
@@ -30,8 +31,8 @@ def measure(items: Sequence[Item], answers: Sequence[Answer]) -> Measured:
         found = _FLEXIBLE.findall(answer.text)
         row[:3] = (
             any(_same_number(answer.value, right) for right in item.answers),
-            marked is not None and marked.group(1).replace(",", "") in item.answers,
-            bool(found) and re.sub(r"[$,]|\.$", "", found[-1]) in item.answers,
+            marked is not None and _plain(marked[1]) in item.answers,
+            bool(found) and _plain(found[-1]) in item.answers,
         )
     return Measured(
         item_scores=columns[:, 0],
@@ -41,6 +42,10 @@ def measure(items: Sequence[Item], answers: Sequence[Answer]) -> Measured:
             name: divide(sums[..., place], sums[..., 3]) for place, name in enumerate(NAMES)
         },
     )
+
+
+def _plain(number: str) -> str:
+    return re.sub("[$,]", "", number).removesuffix(".")
 
 
 def _same_number(given: str, right: str) -> bool:

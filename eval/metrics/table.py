@@ -22,6 +22,7 @@ from eval.metrics import (
     truthfulqa,
     vqa,
     yes_no,
+    zero_shot,
 )
 from eval.metrics.measured import Metric
 from vlm.errors import UserError
@@ -38,6 +39,7 @@ METRICS: dict[str, Metric] = {
     "chair": chair.measure,
     "choices": choices.measure,
     "circular": choices.measure_circular,
+    "classification": zero_shot.measure_classification,
     "consistency": choices.measure_consistency,
     "crows_pairs": crows_pairs.measure,
     "exact": exact.measure,
@@ -52,12 +54,18 @@ METRICS: dict[str, Metric] = {
     "mmmu": mmmu.measure,
     "perplexity": perplexity.measure,
     "relaxed": relaxed.measure,
+    "retrieval": zero_shot.measure_retrieval,
     "scienceqa": scienceqa.measure,
     "textvqa": vqa.measure_textvqa,
     "truthfulqa": truthfulqa.measure,
     "vqa": vqa.measure,
     "yes_no": yes_no.measure,
 }
+
+# Those that run what a model wrote.
+RUN_CODE = frozenset({"humaneval"})
+# Metrics that a judge grades for.
+JUDGED = frozenset({"judged"})
 
 
 def find_metric(name: str) -> Metric:

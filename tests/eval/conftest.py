@@ -11,10 +11,10 @@ import vlm
 from data.shape_samples import write_scenes
 from data.shapes import SceneConfig
 from eval.benchmark import BenchmarkConfig, describe, find_benchmark
-from eval.items import Item
+from eval.items import Item, items_sha256
 from eval.predictions import Prediction, PredictionFile
 from eval.report import DataFacts, ModelFacts, Run, Side, build_report, write_report
-from eval.run import items_sha256, predictions_path
+from eval.run import predictions_path
 from eval.scoring import majority_answers, read_answers, score
 from vlm.chat.processor import Processor
 from vlm.config import VLMConfig
@@ -105,7 +105,7 @@ def finish() -> Callable[..., Path]:
             for side in ("model", "blind")
         }
         sides["majority"] = score(benchmark, items, majority_answers(items, items))
-        digest = items_sha256(items, said)
+        digest = items_sha256(items, (p.images for p in said))
         run = _receipt(benchmark, data, model, len(items), limit, digest)
         write_report(out, build_report(benchmark.title, sides, run.model_copy(update=changed)))
         return out

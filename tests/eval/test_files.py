@@ -2,6 +2,7 @@ import gzip
 import io
 import json
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ def test_a_damaged_row_is_named(tmp_path: Path) -> None:
         list(Files(tmp_path, {"rows": "r.jsonl"}).rows("rows"))
 
 
-@pytest.mark.parametrize("kind", ["folder", "tar", "tar.gz"])
+@pytest.mark.parametrize("kind", ["folder", "tar", "tar.gz", "zip"])
 def test_pictures_are_found_by_name_and_by_path(kind: str, tmp_path: Path) -> None:
     contents = {"val/1.jpg": b"one", "val/2.png": b"two", "val/notes.txt": b"no"}
     if kind == "folder":
@@ -45,6 +46,10 @@ def test_pictures_are_found_by_name_and_by_path(kind: str, tmp_path: Path) -> No
             path = tmp_path / "images" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
+    elif kind == "zip":
+        with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+            for name, content in contents.items():
+                archive.writestr(name, content)
     else:
         mode = "w" if kind == "tar" else "w:gz"
         with tarfile.open(tmp_path / f"images.{kind}", mode) as tar:

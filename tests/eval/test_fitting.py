@@ -54,7 +54,7 @@ def test_then_the_last_message_loses_the_beginning_of_its_words_and_no_picture(
     assert words and CHAT[5]["content"][-1]["text"].endswith(words)
     longer = CHAT[5]["content"][-1]["text"][-len(words) - 1 :]
     assert unlimited.num_tokens([CHAT[0], said("user", longer, b"")]) > alone - 8
-    with pytest.raises(UserError, match="lower decoding.max_tokens, or shorten the system"):
+    with pytest.raises(UserError, match=r"lower decoding\.max_tokens, or shorten the system"):
         limited(unlimited, 3).fit(CHAT, 0)
 
 

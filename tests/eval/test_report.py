@@ -1,5 +1,6 @@
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,8 @@ def test_one_type_alone_has_no_row_of_its_own() -> None:
 
 def test_the_table_fits_into_eighty_columns() -> None:
     thousands = [
-        item(str(n), "?", "yes", "comparison" if n % 2 else "existence") for n in range(10_000)
+        replace(ITEMS[n % 5], id=str(n), answers=("yes",), type=("existence", "comparison")[n % 2])
+        for n in range(10_000)
     ]
     console = Console(width=80, file=io.StringIO())
     with console.capture() as captured:

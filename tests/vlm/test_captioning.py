@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,6 +19,8 @@ import vlm
 from vlm import captioning, cli
 from vlm.captioning import caption_files, named_files, picture_files
 from vlm.errors import UserError
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "serving.md"
 
 
 @pytest.fixture
@@ -96,16 +100,36 @@ def test_a_run_goes_on_where_it_was(
     assert "has 1 of 3 captions" in capsys.readouterr().err
 
 
+def test_the_commands_of_the_page_run(
+    folder: Path,
+    open_model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Also the one that makes training data of the captions."""
+    (folder / "broken.jpg").unlink()
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(open_model_folder, tmp_path / "runs" / "quickstart" / "finetune")
+    commands = re.findall(r"^vlm (caption .*)$", PAGE.read_text(), re.MULTILINE)
+    commands += re.findall(r"`vlm (shards pack captions.*?)`", PAGE.read_text())
+    assert len(commands) == 3
+    for command in commands:
+        assert cli.main(shlex.split(command)) == 0, command
+    num_captions = sum(1 for text in rows(tmp_path / "captions.jsonl").values() if text)
+    assert f"OUT: samples {num_captions}," in capsys.readouterr().out
+
+
 @pytest.mark.slow  # imports everything in a process of its own
 def test_a_killed_run_loses_no_caption_and_makes_none_twice(
     folder: Path, open_model_folder: Path, tmp_path: Path
 ) -> None:
     (folder / "broken.jpg").unlink()
-    for number in range(400):
+    for number in range(200):
         shutil.copy(folder / "a.png", folder / f"copy-{number}.png")
     out = tmp_path / "captions.jsonl"
     command = [sys.executable, "-m", "vlm", "caption", str(open_model_folder), str(folder)]
-    options = ["--out", str(out), "--device", "cpu", "--max-tokens", "30"]
+    options = ["--out", str(out), "--device", "cpu", "--max-tokens", "12"]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     with subprocess.Popen([*command, *options], env=environment) as process:
         end = time.monotonic() + 100
@@ -114,8 +138,8 @@ def test_a_killed_run_loses_no_caption_and_makes_none_twice(
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
     num_lines = len(out.read_text().splitlines())
-    assert 32 <= num_lines < 403
+    assert 32 <= num_lines < 203
     arguments = ["caption", str(open_model_folder), str(folder), *options]
     assert cli.main(arguments) == 0
     lines = out.read_text().splitlines()
-    assert len(lines) == len(rows(out)) == 403
+    assert len(lines) == len(rows(out)) == 203

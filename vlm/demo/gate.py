@@ -19,11 +19,11 @@ READ = re.compile(
     r"/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)?/?"
     r"|/(static|assets|svelte)/.*"
     r"|/gradio_api/(info|app_id|startup-events|upload_progress|queue/data)/?"
-    r"|/gradio_api/(heartbeat/\w+|file=(?!https?:).*)"
+    r"|/gradio_api/(heartbeat/\w+|file=(?!(?i:https?:)).*)"
 )
 UPLOAD = "/gradio_api/upload"
 # What browsers post as JSON.
-POSTED = re.compile(r"/gradio_api/(queue/join|cancel|reset)/?")
+POSTED = re.compile(r"/gradio_api/(queue/join|run/predict|cancel|reset)/?")
 MAX_JSON_BYTES = 4 * 2**20
 # The page is built with scripts and styles of its own in its text; blobs are pictures being shown.
 CONTENT_SECURITY_POLICY = (

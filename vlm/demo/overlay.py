@@ -14,7 +14,7 @@ GLOW = np.array((255, 96, 0), dtype=np.float32)
 # How much of the picture is left where nothing is attended to, and of the glow where most is.
 DIMMED, GLOW_SHARE = 0.3, 0.3
 LINE = (255, 255, 255)
-LABEL_PX = 22
+LABEL_PX = 30
 
 
 def draw_attention(

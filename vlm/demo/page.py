@@ -16,17 +16,22 @@ from vlm.demo.looking import looking_tab
 SWEEP_S = 300
 FONT = ("system-ui", "sans-serif")
 MONOSPACE = ("ui-monospace", "monospace")
-CSS = """
+# In the head, since gradio binds the styles it is given to what lies within its frame.
+HEAD = """<style>
 .gradio-container { max-width: 1100px !important; width: 100%; margin: auto; }
 #title h1 { margin: 0; }
-#look-words label { overflow-wrap: anywhere; }
-#chat [aria-label="Share"], #chat [title="Share"] { display: none; }
+#look-words label { overflow-wrap: anywhere; padding: 4px 10px; }
+#look-words label span { margin: 0; }
+#look-words input { position: absolute; opacity: 0; }
+#look-words label:has(input:checked) { background: var(--primary-500); color: white; }
+#look-words label:has(input:focus-visible) { outline: 2px solid var(--primary-700); }
+#chat [aria-label="Share"] { display: none; }
 footer { display: none !important; }
 @media (max-width: 480px) {
-    .gradio-container .main { padding: 12px !important; }
+    .main.fillable { padding: 12px !important; }
     .tab-container button { padding: 0 8px !important; }
 }
-"""
+</style>"""
 
 
 def make_page(model: Model, config: DemoConfig, folder: Path) -> gr.Blocks:

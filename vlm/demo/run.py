@@ -15,7 +15,7 @@ from starlette.middleware import Middleware
 from vlm.api import Model
 from vlm.demo.config import DemoConfig
 from vlm.demo.gate import Gate
-from vlm.demo.page import CSS, make_page, make_theme
+from vlm.demo.page import HEAD, make_page, make_theme
 from vlm.errors import UserError
 
 POLL_S = 0.5
@@ -69,7 +69,7 @@ def running(model: Model, config: DemoConfig) -> Iterator[str]:
                 max_file_size=config.max_image_bytes,
                 allowed_paths=[],
                 theme=make_theme(),
-                css=CSS,
+                head=HEAD,
                 app_kwargs={"middleware": [Middleware(Gate, uploads=uploads)]},
             )
         except OSError as error:

@@ -20,13 +20,9 @@ from ray import serve
 from ray.serve import Application
 from starlette.types import ASGIApp
 
-from vlm.api import load
 from vlm.config import load_config
 from vlm.errors import UserError
-from vlm.server.app import create_app
 from vlm.server.config import ServerConfig
-from vlm.server.facts import log_to_stderr
-from vlm.server.load import service_of
 
 # Beyond the answers that a replica writes and lets wait, so that it is the replica that says 429
 # when it is full, with the time to wait, and that it can be asked how it is.
@@ -38,9 +34,9 @@ class RayConfig(BaseModel):
 
     model: a model folder, at the same path on every machine.
     config: a YAML file of `vlm serve --config`; its limits are those of one replica.
-    device, dtype: as `vlm serve` has them.
-    gpus, cpus: what a replica takes of a machine; Ray shows it no other GPU. 0 GPUs: it runs on
-        the CPU.
+    dtype: as `vlm serve` has it.
+    gpus, cpus: what a replica takes of a machine; Ray shows it no other GPU. Without a GPU it runs
+        on the CPU.
     replicas: so many, or at least so many.
     max_replicas: as many as this are started while there is work for them; None: no more than
         `replicas`.
@@ -53,7 +49,6 @@ class RayConfig(BaseModel):
 
     model: Path
     config: Path | None = None
-    device: str = "auto"
     dtype: str = "auto"
     gpus: NonNegativeFloat = 1.0
     cpus: PositiveFloat = 1.0
@@ -78,11 +73,18 @@ class Replica:
     """A model of its own behind the application of `vlm serve`."""
 
     def __init__(self, model: Path, config: ServerConfig, device: str, dtype: str) -> None:
+        # Here, not where the application is made: that needs no torch.
+        from vlm.api import load
+        from vlm.server.facts import log_to_stderr
+        from vlm.server.load import service_of
+
         log_to_stderr()
         self.service = service_of(load(model, device, dtype), config)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Ray's name for what makes the application."""
+        from vlm.server.app import create_app
+
         return create_app(self.service)
 
     def check_health(self) -> None:
@@ -125,4 +127,5 @@ def application(config: RayConfig) -> Application:
         graceful_shutdown_timeout_s=server.drain_s,
         **scaling,
     )(Replica)
-    return deployed.bind(config.model.absolute(), server, config.device, config.dtype)
+    device = "cuda" if config.gpus else "cpu"
+    return deployed.bind(config.model.absolute(), server, device, config.dtype)

@@ -13,6 +13,8 @@ from eval.metrics.answers import measure, normalise, score
         ("none", "0"),
         ("3.5", "3.5"),
         ("don't", "don't"),
+        ("dont", "don't"),
+        ("'well-known'", "well known"),
         ("A", "a"),
         ("The.", "the"),
         ("", ""),
@@ -42,6 +44,12 @@ def test_vqa_accuracy_is_the_mean_over_the_sets_of_nine() -> None:
         nines = [answers[:i] + answers[i + 1 :] for i in range(10)]
         expected = sum(min(nine.count("cat") / 3, 1) for nine in nines) / 10
         assert score("cat", tuple(answers)) == pytest.approx(expected)
+
+
+def test_ten_equal_answers_are_compared_as_they_are() -> None:
+    # The official code normalises only where people disagree.
+    assert score("The cat", ("cat",) * 10) == 0
+    assert score("The cat", ("cat",) * 9) == 1
 
 
 def test_accuracy_is_the_mean_score() -> None:

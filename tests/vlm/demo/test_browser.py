@@ -117,6 +117,13 @@ def test_an_uploaded_picture_gets_its_caption(
     assert text.input_value().strip() == expected
 
 
+def test_an_example_is_described_when_it_is_chosen(visit: Visit) -> None:
+    visit.page.locator(".gallery-item").first.click()
+    visit.page.wait_for_function(
+        "document.querySelector('#caption-text textarea').value.trim().length > 0"
+    )
+
+
 def test_an_answer_is_seen_as_it_is_written_and_the_conversation_goes_on(
     visit: Visit, model: Model, files: dict[str, Path]
 ) -> None:
@@ -180,26 +187,27 @@ def test_where_it_looked_is_shown_word_by_word(
     assert overlay.evaluate("image => image.naturalWidth") == 720
 
 
-def test_a_folder_becomes_a_csv_and_what_cannot_be_read_is_named(
-    visit: Visit, model: Model, files: dict[str, Path], tmp_path: Path
+@pytest.mark.parametrize("source", ["uploads", "folder"])
+def test_pictures_become_a_csv_and_what_cannot_be_read_is_named(
+    source: str, visit: Visit, files: dict[str, Path], tmp_path: Path
 ) -> None:
     page = visit.page
     visit.open("Batch")
-    for start in ("uploads", "folder"):
-        if start == "uploads":
-            visit.upload("batch", *files.values())
-            page.get_by_text("broken.png").first.wait_for()
-            page.locator("#batch-start").click()
-        else:
-            page.get_by_role("button", name="on this machine").click()
-        with page.expect_download() as download:
-            page.locator("#batch-download").click()
-        download.value.save_as(tmp_path / start)
-        rows = (tmp_path / start).read_text().splitlines()
-        assert rows[0] == "image,caption" and len(rows) == 3
-        assert {row.split(",")[0] for row in rows[1:]} == {"photo.png", "tall.png"}
-        status = page.locator("#batch-status textarea").input_value()
-        assert "2 captions; 1 could not be read" in status and "broken.png: not a pict" in status
+    if source == "uploads":
+        visit.upload("batch", *files.values())
+        page.locator("#batch tr").nth(2).wait_for()
+        page.locator("#batch-start").click()
+    else:
+        page.get_by_role("button", name="on this machine").click()
+    with page.expect_download() as download:
+        page.locator("#batch-download").click()
+    assert download.value.suggested_filename == "captions.csv"
+    download.value.save_as(tmp_path / "captions.csv")
+    rows = (tmp_path / "captions.csv").read_text().splitlines()
+    assert rows[0] == "image,caption" and len(rows) == 3
+    assert {row.split(",")[0] for row in rows[1:]} == {"photo.png", "tall.png"}
+    status = page.locator("#batch-status textarea").input_value()
+    assert "2 captions; 1 could not be read" in status and "broken.png: not a pict" in status
 
 
 def test_a_mistake_is_explained_in_the_page(visit: Visit, files: dict[str, Path]) -> None:
@@ -214,7 +222,7 @@ def test_a_mistake_is_explained_in_the_page(visit: Visit, files: dict[str, Path]
 def test_the_page_asks_nothing_of_other_hosts(visit: Visit) -> None:
     for tab in TABS:
         visit.open(tab)
-        visit.page.wait_for_load_state("networkidle")
+        visit.page.wait_for_timeout(300)
     assert len(visit.requests) > 10
     own = (visit.address, "data:", "blob:")
     assert [url for url in visit.requests if not url.startswith(own)] == []
@@ -224,8 +232,6 @@ def test_nothing_reaches_beyond_a_phones_width(visit: Visit) -> None:
     page = visit.page
     page.set_viewport_size(PHONE)
     for tab in TABS:
-        if not page.get_by_role("tab", name=tab, exact=True).is_visible():
-            page.locator(".overflow-menu > button").first.click()
         visit.open(tab)
         page.wait_for_timeout(300)
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]

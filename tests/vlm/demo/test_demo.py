@@ -1,5 +1,6 @@
 """The demo without a browser: what it refuses, what it draws, what it keeps."""
 
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -122,3 +123,11 @@ def test_the_brightest_patch_is_drawn_brightest_and_tiles_are_framed() -> None:
     assert drawn[270, 630].tolist() == [30, 30, 30]  # dimmed
     assert drawn[200, 361].tolist() == [255, 255, 255]  # the frame of the right tile
     assert (drawn[330:350, 10:60] > 200).any()  # its share, written
+
+
+def test_every_setting_is_named_in_the_docs() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "serving.md").read_text()
+    (section,) = re.findall(r"^## In a browser\n(.*?)^## ", page, re.MULTILINE | re.DOTALL)
+    missing = [name for name in DemoConfig.model_fields if f"`{name}`" not in section]
+    assert missing == ["host", "port", "folder"]
+    assert all(f"`--{name}`" in section for name in missing)

@@ -105,6 +105,8 @@ def test_requests_may_name_uploaded_files_only(tmp_path: Path) -> None:
         [str(uploads / "a.png")],
     ):
         assert join(uploads, [{"text": "", "files": [mine, {**mine, "path": path}]}]) == 400, path
+    direct = json.dumps({"data": [{**mine, "path": "/etc/hostname"}]}).encode()
+    assert ask(uploads, "POST", "/gradio_api/run/predict", direct)[0] == 400
     assert join(uploads, [{**mine, "path": None, "url": "data:image/png;base64,AA"}]) == 400
     escaped = b'{"data": [{"p\\u0061th": "/etc/hostname"}]}'
     assert ask(uploads, "POST", JOIN, escaped)[0] == 400
