@@ -211,7 +211,8 @@ def attack_cells(report: RobustnessReport) -> list[list[str]]:
 
 def change(relative: float | None) -> str:
     """By how much a figure differs from the clean one, in percent of that."""
-    return "-" if relative is None else f"{100 * (relative - 1):+.1f} %"
+    # Adding nothing makes no difference of a minus that rounding leaves.
+    return "-" if relative is None else f"{round(100 * (relative - 1), 1) + 0.0:+.1f} %"
 
 
 def summary(report: RobustnessReport) -> dict[str, str]:
