@@ -6,7 +6,9 @@ from threading import Lock
 from typing import Literal
 
 from vlm.chat.answer import AnswerText
+from vlm.chat.grammar import Grammars
 from vlm.chat.tokenizer import Tokenizer
+from vlm.engine.constraint import Grammar
 from vlm.engine.engine import Engine, EngineConfig
 from vlm.engine.image_cache import ImageCache, image_key
 from vlm.engine.request import Event, Request
@@ -42,11 +44,14 @@ class Answering:
     """A network with an engine of the size that is needed, and a tokenizer.
 
     The engine is kept for the next answers, unless those need a larger one.
+
+    images: kept from one call to the next, also by whatever else reads them.
     """
 
     def __init__(self, network: VisionLanguageModel, tokenizer: Tokenizer) -> None:
         self.network, self.tokenizer = network, tokenizer
-        self._images = ImageCache(IMAGE_CACHE_MB * 2**20)
+        self.grammars = Grammars(tokenizer)
+        self.images = ImageCache(IMAGE_CACHE_MB * 2**20)
         self._session: _Session | None = None
         self._lock = Lock()
 
@@ -68,11 +73,14 @@ class Answering:
         max_tokens: int,
         stop: Sequence[str],
         max_slots: int,
+        grammar: Grammar | None = None,
     ) -> Iterator[list[RunningAnswer]]:
         """Answer prompts; yields all answers after every step and at the end, the same objects.
 
         An iterator that is dropped half way cancels what is left.
 
+        Args:
+            grammar: what every answer must look like.
         Raises:
             UserError: a prompt and its answer are longer than the model's positions.
         """
@@ -81,7 +89,13 @@ class Answering:
         images = {id(image): image for prompt in prompts for image in prompt.images}
         keys = {name: image_key(image) for name, image in images.items()}
         requests = [
-            Request(prompt, sampling, max_tokens, tuple(keys[id(image)] for image in prompt.images))
+            Request(
+                prompt,
+                sampling,
+                max_tokens,
+                tuple(keys[id(image)] for image in prompt.images),
+                grammar,
+            )
             for prompt, sampling in zip(prompts, samplings, strict=True)
         ]
         session = self._fitting(prompts, max_tokens, max_slots)
@@ -119,7 +133,7 @@ class Answering:
                     max_tokens=min(num_tokens, limit),
                     prefill_chunk_tokens=PREFILL_CHUNK_TOKENS,
                 )
-                self._session = _Session(self.engine(config, self._images))
+                self._session = _Session(self.engine(config, self.images))
             return self._session
 
 

@@ -4,7 +4,7 @@ Axes: `B` batch, `S` text length, `T` tiles of all images of the batch, one afte
 `N` tokens of a tile, `D` width of the encoder's features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -52,7 +52,8 @@ class ImageInputs:
 
     An image that several rows show (questions about one picture) stands here once.
 
-    pixels: (T, 3, px, px) uint8; None where `features` stand for them.
+    pixels: (T, 3, px, px) uint8, or floating where their gradient is wanted; None where
+        `features` stand for them.
     num_tiles: (images,) int64, tiles of each image.
     aspect_ratio_ids: (images,) int64, 1-based canvas ids.
     num_images: (B,) int64, images that each row shows.
@@ -173,3 +174,14 @@ def stack_documents(rows: Sequence[Sequence[Example]], pad_id: int) -> ModelInpu
         stack_examples(joined, pad_id),
         document_lengths=torch.nn.utils.rnn.pad_sequence(lengths, batch_first=True),
     )
+
+
+def batch_order(lengths: Sequence[int], images: Sequence[Hashable]) -> list[int]:
+    """Indices of rows by length, those that show the same images side by side."""
+    groups: dict[Hashable, list[int]] = {}
+    for index, shown in enumerate(images):
+        groups.setdefault(shown, []).append(index)
+    for group in groups.values():
+        group.sort(key=lambda index: lengths[index])
+    ordered = sorted(groups.values(), key=lambda group: lengths[group[0]])
+    return [index for group in ordered for index in group]

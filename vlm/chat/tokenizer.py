@@ -211,6 +211,13 @@ class Tokenizer:
                 self._cache[text] = ids
         return list(ids)
 
+    def encode_start(self, text: str) -> list[int]:
+        """Return the ids of plain text that begins a row: what starts a text comes first, if
+        there is such a token, and the space that some tokenizers put in front of a text.
+        """
+        start = [] if self.bos_id is None else [self.bos_id]
+        return [*start, *_encode(self._plain, text)]
+
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
         """Return the ids of each text.
 
@@ -252,6 +259,11 @@ class Tokenizer:
                 f"the tokenizer has {self.vocab_size} ids, the model {num_embeddings} embedding "
                 "rows; raise vocab_size in the model's config"
             )
+
+    @property
+    def definition(self) -> str:
+        """The content of its `tokenizer.json`."""
+        return self._definition
 
     @property
     def fingerprint(self) -> str:

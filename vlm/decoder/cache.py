@@ -28,6 +28,9 @@ class TextCache:
     sees the positions up to its own, so what padding wrote behind a row's end is overwritten before
     it can be seen. There is one more position than can be read, for rows that write nothing that
     matters.
+
+    joined: of each layer (slots, positions, 2 H, d), the heads' keys and then their values.
+    layers: keys and values apart, as views.
     """
 
     def __init__(
@@ -40,15 +43,13 @@ class TextCache:
     ) -> None:
         self.max_tokens = max_tokens
         # Positions before heads, so that a row's new tokens are written in one piece.
-        shape = (num_slots, max_tokens + 1, config.num_kv_heads, config.head_size)
-        self.layers = {
-            layer: (
-                torch.zeros(shape, device=device, dtype=dtype),
-                torch.zeros(shape, device=device, dtype=dtype),
-            )
+        shape = (num_slots, max_tokens + 1, 2 * config.num_kv_heads, config.head_size)
+        self.joined = {
+            layer: torch.zeros(shape, device=device, dtype=dtype)
             for layer in range(config.num_layers)
             if layer not in config.cross_attention_layers
         }
+        self.layers = {layer: both.chunk(2, dim=2) for layer, both in self.joined.items()}
 
     def rows(self, first: int, end: int, num_tokens: int, at_end: bool = False) -> "CacheRows":
         """Consecutive slots whose queries see at most the first `num_tokens` positions.
@@ -56,7 +57,7 @@ class TextCache:
         Args:
             at_end: there is one slot, and its new tokens are the last of these positions.
         """
-        slots = torch.arange(first, end, device=next(iter(self.layers.values()))[0].device)
+        slots = torch.arange(first, end, device=next(iter(self.joined.values())).device)
         return CacheRows(self, slots, num_tokens, at_end, slice(first, end))
 
     def chosen(self, slots: Tensor, num_tokens: int | None) -> "CacheRows":

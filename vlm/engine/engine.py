@@ -14,10 +14,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor
 
+from vlm.engine.constraint import constrain
 from vlm.engine.graphs import FixedDecode
 from vlm.engine.image_cache import ImageCache
 from vlm.engine.passes import Chunk, Passes
-from vlm.engine.request import Event, FinishReason, Request
+from vlm.engine.request import Event, FinishReason, Request, check_prompt
+from vlm.engine.row_images import read_images, row_images
 from vlm.engine.sampling import Sampler, log_probabilities
 from vlm.engine.slots import Answer, Slot, choose_slot
 from vlm.model import VisionLanguageModel
@@ -124,7 +126,8 @@ class Engine:
         number = self._num_requests
         self._num_requests += 1
         sampler = Sampler(request.sampling, prompt)
-        self._waiting.append(Answer(number, request, prompt, sampler))
+        constraint = None if request.grammar is None else request.grammar.start()
+        self._waiting.append(Answer(number, request, prompt, sampler, constraint))
         return number
 
     def cancel(self, request_id: int) -> None:
@@ -164,18 +167,10 @@ class Engine:
                 f"a prompt of {len(prompt)} tokens and {request.max_new_tokens} new ones exceed "
                 f"{whose} {limit} positions"
             )
-        if min(prompt) < 0 or max(prompt) >= decoder.num_embeddings:
-            raise ValueError(
-                f"the prompt's token ids run from {min(prompt)} to {max(prompt)}, "
-                f"the model's from 0 to {decoder.num_embeddings - 1}"
-            )
-        num_shown = prompt.count(self.network.image_token_id)
         num_images, num_keys = len(request.prompt.images), len(request.image_keys)
-        if not num_shown == num_images == num_keys:
-            raise ValueError(
-                f"the prompt has {num_shown} image tokens, {num_images} images and {num_keys} "
-                "image keys; needed: as many of each"
-            )
+        check_prompt(self.network, prompt, num_images)
+        if num_keys != num_images:
+            raise ValueError(f"the prompt has {num_images} images and {num_keys} image keys")
 
     def _busy(self) -> list[Slot]:
         return [slot for slot in self._slots if slot.answer is not None]
@@ -235,17 +230,11 @@ class Engine:
             for slot in slots
             for key, image in zip(slot.image_keys, slot.running.request.prompt.images, strict=True)
         }
-        layers = {key: kept for key in wanted if (kept := self.images.get(key)) is not None}
-        unknown = [key for key in wanted if key not in layers]
-        if unknown:
-            encoded = self._passes.encode_images([wanted[key] for key in unknown])
-            for key, image in zip(unknown, encoded, strict=True):
-                layers[key] = image
-                self.images.put(key, image)
+        layers = read_images(self.network, wanted, self.images)
         for slot in slots:
             images = [layers[key] for key in slot.image_keys]
-            slot.running.images = self._passes.row_images(
-                slot.running.prompt, slot.image_keys, images
+            slot.running.images = row_images(
+                self.network, slot.running.prompt, slot.image_keys, images
             )
 
     def _prefill(self) -> None:
@@ -309,13 +298,19 @@ class Engine:
     def _choose_tokens(self, slots: Sequence[Slot], logits: Tensor) -> None:
         """Choose each slot's next token by its (B, V) logits."""
         logits = logits.index_fill(1, self._suppressed, -torch.inf)
-        largest, likeliest = (column.tolist() for column in logits.max(dim=-1))
+        choosable, errors = constrain(logits, [slot.running.constraint for slot in slots])
+        largest, likeliest = (column.tolist() for column in choosable.max(dim=-1))
         for row, slot in enumerate(slots):
+            if row in errors:
+                self._fail(slot, errors[row])
+                continue
             if not math.isfinite(largest[row]):
                 self._fail(slot, "the network's logits are not finite")
                 continue
             sampler = slot.running.sampler
-            token = likeliest[row] if sampler.takes_likeliest else sampler(logits[row])
+            token = likeliest[row] if sampler.takes_likeliest else sampler(choosable[row])
+            if slot.running.constraint is not None:
+                slot.running.constraint.advance(token)
             self._tell(slot, token, logits[row])
 
     def _tell(self, slot: Slot, token: int, logits: Tensor) -> None:

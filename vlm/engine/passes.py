@@ -1,7 +1,6 @@
-"""The network run over slots: images, chunks of prompts, single tokens.
+"""The network run over slots: chunks of prompts, single tokens.
 
-Axes: `B` rows of a pass, `S` their new tokens, `L` image tokens of a row, `T` tiles, `N` tokens of
-a tile, `D` width, `V` vocabulary.
+Axes: `B` rows of a pass, `S` their new tokens, `V` vocabulary.
 """
 
 from collections.abc import Sequence
@@ -9,17 +8,14 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from encoders.tiling import TiledImage
 from vlm.decoder.cache import ImageGroup, KeptImages, TextCache
-from vlm.decoder.masks import image_token_mask, visible_images
 from vlm.engine.image_cache import Layers
-from vlm.engine.slots import RowImages, Slot, join_images
-from vlm.inputs import EncodedImage, stack_images
-from vlm.model import VisionLanguageModel, row_positions
+from vlm.engine.row_images import group_images, row_index
+from vlm.engine.slots import Slot
+from vlm.model import VisionLanguageModel
 
 
 @dataclass(frozen=True)
@@ -55,44 +51,6 @@ class Passes:
         for keys, values in self.cache.layers.values():
             keys[slot.index] = 0
             values[slot.index] = 0
-
-    def encode_images(self, images: Sequence[TiledImage | EncodedImage]) -> list[Layers]:
-        """Return each image's keys and values (1, H, L, d) in every cross-attention layer."""
-        inputs = stack_images([images])
-        assert inputs is not None
-        tokens = self.network.image_tokens(inputs.to(self.device))  # (T, N, D)
-        pieces = torch.split(tokens, [image.num_tiles for image in images])
-        return [
-            self.network.decoder.project_images(piece.flatten(0, 1).unsqueeze(0))
-            for piece in pieces
-        ]
-
-    def row_images(
-        self, prompt: Sequence[int], keys: tuple[str, ...], images: Sequence[Layers]
-    ) -> RowImages:
-        """Put together what a prompt sees of its images."""
-        # On the CPU: these are many operations on little.
-        input_ids = torch.tensor([prompt])
-        visible = visible_images(
-            input_ids,
-            row_positions(input_ids),
-            self.network.image_token_id,
-            len(images),
-            self.network.config.image_visibility,
-        )  # (1, S, M)
-        seen = [number for number, sees in enumerate(visible[0, -1].tolist()) if sees]
-        sizes = [next(iter(image.values())).keys.shape[2] for image in images]
-        if len(images) == 1:
-            mask = visible.expand(-1, -1, sizes[0])
-        else:
-            token_image = torch.arange(len(images)).repeat_interleave(torch.tensor(sizes))
-            mask = image_token_mask(visible, token_image.unsqueeze(0))
-        layers = join_images(images)
-        last = layers if len(seen) == len(images) else None
-        if seen and last is None:
-            last = join_images([images[number] for number in seen])
-        last_key = tuple(keys[number] for number in seen)
-        return RowImages(keys, layers, mask[0].to(self.device), last_key, last)
 
     def prefill(self, chunks: Sequence[Chunk]) -> Tensor:
         """Run chunks of prompts together; return the logits (B, V) after each one's last token."""
@@ -141,7 +99,7 @@ class Passes:
         hidden = self.network.decoder(
             torch.tensor(ids, device=self.device).unsqueeze(1),
             torch.tensor(positions, device=self.device).unsqueeze(1),
-            _answer_images(slots, end - first, self.device),
+            answer_images(slots, end - first, self.device),
             self.cache.rows(first, end, num_tokens, at_end=end - first == 1),
         )
         hidden = hidden[:, -1]
@@ -154,27 +112,15 @@ def _prompt_images(
     chunks: Sequence[Chunk], num_tokens: int, device: torch.device
 ) -> KeptImages | None:
     """What the tokens of chunks see, those that show the same images as a group."""
-    seeing = {
-        row: images
+    rows = {
+        row: (images, images.visible[chunk.start : chunk.end])
         for row, chunk in enumerate(chunks)
         if (images := chunk.slot.running.images) is not None
     }
-    if not seeing:
-        return None
-    ordered = sorted(seeing, key=lambda row: seeing[row].key)
-    groups, masks = [], []
-    for _, members in groupby(ordered, key=lambda row: seeing[row].key):
-        rows = list(members)
-        parts = [seeing[row].visible[chunks[row].start : chunks[row].end] for row in rows]
-        masks.append(
-            torch.stack([F.pad(part, (0, 0, 0, num_tokens - len(part))) for part in parts])
-        )
-        groups.append(ImageGroup(len(rows), seeing[rows[0]].layers, masks[-1]))
-    sees = torch.cat([mask.any(-1, keepdim=True) for mask in masks])
-    return KeptImages(tuple(groups), _row_index(ordered, len(chunks), device), sees)
+    return group_images(rows, len(chunks), num_tokens, device)
 
 
-def _answer_images(slots: Sequence[Slot], num_rows: int, device: torch.device) -> KeptImages | None:
+def answer_images(slots: Sequence[Slot], num_rows: int, device: torch.device) -> KeptImages | None:
     """What answers see: all tokens of the images that their prompt's last token saw."""
     first = slots[0].index
     seeing: dict[int, tuple[tuple[str, ...], Layers]] = {}
@@ -189,11 +135,4 @@ def _answer_images(slots: Sequence[Slot], num_rows: int, device: torch.device) -
     for _, members in groupby(ordered, key=lambda row: seeing[row][0]):
         rows = list(members)
         groups.append(ImageGroup(len(rows), seeing[rows[0]][1], None))
-    return KeptImages(tuple(groups), _row_index(ordered, num_rows, device), None)
-
-
-def _row_index(ordered: Sequence[int], num_rows: int, device: torch.device) -> Tensor | None:
-    """Rows as an index; None where they are all rows in order."""
-    if list(ordered) == list(range(num_rows)):
-        return None
-    return torch.tensor(ordered, device=device)
+    return KeptImages(tuple(groups), row_index(ordered, num_rows, device), None)

@@ -3,30 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
-
-from vlm.decoder.cache import KeyValues
-from vlm.engine.image_cache import Layers
+from vlm.engine.constraint import Constraint
 from vlm.engine.request import Request
+from vlm.engine.row_images import RowImages
 from vlm.engine.sampling import Sampler
-
-
-@dataclass(frozen=True)
-class RowImages:
-    """What a prompt sees of its images.
-
-    key: the images, in order.
-    layers: keys and values of all of them together.
-    visible: (prompt tokens, L) bool.
-    last_key, last_layers: the images that the last token of the prompt sees, and so do those that
-        follow it; None where it sees none.
-    """
-
-    key: tuple[str, ...]
-    layers: Layers
-    visible: torch.Tensor
-    last_key: tuple[str, ...]
-    last_layers: Layers | None
 
 
 @dataclass
@@ -42,6 +22,7 @@ class Answer:
     request: Request
     prompt: list[int]
     sampler: Sampler
+    constraint: Constraint | None = None
     images: RowImages | None = None
     num_written: int = 0
     next_token: int | None = None
@@ -122,16 +103,3 @@ def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
         else:
             high = middle - 1
     return low
-
-
-def join_images(images: Sequence[Layers]) -> Layers:
-    """Keys and values of several images as those of one; a single image is not copied."""
-    if len(images) == 1:
-        return images[0]
-    return {
-        layer: KeyValues(
-            torch.cat([image[layer].keys for image in images], dim=2),
-            torch.cat([image[layer].values for image in images], dim=2),
-        )
-        for layer in images[0]
-    }

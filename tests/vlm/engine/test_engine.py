@@ -456,8 +456,8 @@ def test_images_tokens_and_keys_must_be_as_many(
     open_model: VisionLanguageModel, prompts: list[Example]
 ) -> None:
     engine = make_engine(open_model)
-    with pytest.raises(ValueError, match="1 image tokens, 1 images and 0 image keys"):
+    with pytest.raises(ValueError, match="1 images and 0 image keys"):
         engine.submit(Request(prompts[0], GREEDY, 1))
     blind = Example(prompts[0].input_ids, prompts[0].loss_mask, ())
-    with pytest.raises(ValueError, match="1 image tokens, 0 images and 0 image keys"):
+    with pytest.raises(ValueError, match="1 image tokens and 0 images"):
         engine.submit(Request(blind, GREEDY, 1))
