@@ -96,8 +96,10 @@ class Questions:
     def figures(self) -> Figures:
         """`evaluation`: accuracy over all questions, and `accuracy/TYPE` of each type, 0..1."""
         config = self.config
+        # What a model keeps of pictures and chats belongs to the weights of that time.
+        model = Model(self.model.network, self.model.processor, self.model.folder)
         answer = partial(
-            self.model.answer_batch, batch_size=config.batch_size, max_tokens=config.max_tokens
+            model.answer_batch, batch_size=config.batch_size, max_tokens=config.max_tokens
         )
         scored = list(score_answers(self.questions, answer, CHUNK_BATCHES * config.batch_size))
         found = {"accuracy": accuracy([value for _, value in scored]).value}
