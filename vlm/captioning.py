@@ -14,6 +14,7 @@ from vlm.api import CAPTION_PROMPT, Model
 from vlm.caption_file import CaptionFile
 from vlm.errors import UserError
 from vlm.images import EXTENSIONS, MAX_PIXELS, ImageError, read_image
+from vlm.safety.policy import ContentPolicyError
 
 BATCH_IMAGES = 32
 PICTURE_SUFFIXES = frozenset(f".{extension}" for extension in EXTENSIONS.values()) | {
@@ -24,7 +25,7 @@ PICTURE_SUFFIXES = frozenset(f".{extension}" for extension in EXTENSIONS.values(
 
 @dataclass(frozen=True)
 class Captioned:
-    """What became of a picture file: its caption, in one line, or why it cannot be read."""
+    """What became of a picture file: its caption, in one line, or why it has none."""
 
     path: Path
     caption: str | None
@@ -57,18 +58,20 @@ def caption_files(
 ) -> Iterator[list[Captioned]]:
     """Describe picture files; yields them in their order, `BATCH_IMAGES` at a time.
 
+    One that the model's content policy refuses is told as one that cannot be read.
+
     Args:
         max_pixels: larger pictures are not read.
-        settings: see `vlm.api.AnswerConfig`.
+        settings: see `vlm.replies.AnswerConfig`.
     """
     for start in range(0, len(paths), BATCH_IMAGES):
-        batch = [_read(path, max_pixels) for path in paths[start : start + BATCH_IMAGES]]
+        batch = [_read(model, path, max_pixels) for path in paths[start : start + BATCH_IMAGES]]
         pictures = [picture for picture in batch if isinstance(picture, Image.Image)]
         requests = [([picture], CAPTION_PROMPT) for picture in pictures]
         texts = iter(model.answer_batch(requests, **settings))
         yield [
             Captioned(path, None, str(picture))
-            if isinstance(picture, ImageError)
+            if isinstance(picture, UserError)
             else Captioned(path, " ".join(next(texts).split()))
             for path, picture in zip(paths[start:], batch, strict=False)
         ]
@@ -148,8 +151,13 @@ def write_captions(
     return num_unreadable
 
 
-def _read(path: Path, max_pixels: int) -> Image.Image | ImageError:
+def _read(model: Model, path: Path, max_pixels: int) -> Image.Image | UserError:
     try:
-        return read_image(path, max_pixels)
+        picture = read_image(path, max_pixels)
+        if model.safety is not None:
+            model.safety.check_input(CAPTION_PROMPT, [picture])
     except ImageError as error:
         return error
+    except ContentPolicyError as error:
+        return UserError(f"{path}: {error}")
+    return picture

@@ -35,9 +35,9 @@ COMMANDS = {
     "serve": Command(
         "vlm.server.commands", "Serve a model over HTTP, in the form of OpenAI's API."
     ),
-    "demo": Command("vlm.demo.commands", "Caption pictures and ask about them in the browser."),
     "safety": Command("vlm.safety.commands", "Train a small classifier for a content policy."),
-    "eval": Command("eval.commands", "Measure a model on question shards."),
+    "demo": Command("vlm.demo.commands", "Caption pictures and ask about them in the browser."),
+    "eval": Command("eval.commands", "Measure models on benchmarks."),
     "convert": Command(
         "training.commands", "Models from and to transformers; adapters and checkpoints to models."
     ),

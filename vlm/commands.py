@@ -105,9 +105,8 @@ def caption(
     else:
         files = named_files(pictures)
         with CaptionFile(out) as written:
-            num_unreadable = write_captions(
-                _load(model, device, safety), files, written, **settings
-            )
+            loaded = _load(model, device, safety)
+            num_unreadable = write_captions(loaded, files, written, **settings)
     if num_unreadable:
         raise typer.Exit(2)
 

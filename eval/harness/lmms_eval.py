@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lmms_eval.api.instance import Instance
+from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from lmms_eval.utils import simple_parse_args_string
 
@@ -57,7 +57,7 @@ class HarnessModel(lmms):
         given = {k: v for k, v in (additional_config or {}).items() if v is not None}
         return cls(**{**given, **simple_parse_args_string(arg_string)})
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
         """The loss of each continuation, its mean over tokens, and whether greedy writes it.
 
         lmms-eval takes the choice of the smallest number. A continuation begins an answer here, so
@@ -72,7 +72,10 @@ class HarnessModel(lmms):
             text = target if isinstance(target, str) else target(document)
             asked.append((_messages(context, visuals), text.lstrip()))
         scored = score(self.model, asked, self.batch_size)
-        return [(-each.logprob / each.num_tokens, each.is_greedy) for each in scored]
+        # lmms-eval 0.7 makes a text of a bare pair, and its metrics then fail.
+        return [
+            GenerationResult((-each.logprob / each.num_tokens, each.is_greedy)) for each in scored
+        ]
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """What the model writes after each context."""
@@ -84,7 +87,7 @@ class HarnessModel(lmms):
             given.append(settings)
         return generate(self.model, prompts, given, self.batch_size)
 
-    def generate_until_multi_round(self, requests: list[Instance]) -> list[tuple[str, ...]]:
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[list[str]]:
         """What the model writes in each round; a task's `doc_to_text` makes the next one of it."""
         rounds = [_Rounds(request, *self._read_round(request)) for request in requests]
         while open_rounds := [each for each in rounds if not each.ended]:
@@ -93,7 +96,7 @@ class HarnessModel(lmms):
             texts = generate(self.model, prompts, given, self.batch_size)
             for each, text in zip(open_rounds, texts, strict=True):
                 each.go_on(text)
-        return [tuple(each.said) for each in rounds]
+        return [each.said for each in rounds]
 
     def _read(
         self, doc_to_visual: Any, doc_id: int, task: str, split: str

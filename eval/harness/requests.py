@@ -58,12 +58,12 @@ def generate(
 ) -> list[str]:
     """Answer prompts, each with a task's settings; those with equal ones are written together."""
     groups: dict[tuple[bool, tuple[tuple[str, Any], ...]], list[int]] = {}
-    for index, (prompt, settings) in enumerate(zip(prompts, given, strict=True)):
-        kind = isinstance(prompt, str), tuple(sorted(answer_settings(settings).items()))
+    for index, (prompt, wanted) in enumerate(zip(prompts, given, strict=True)):
+        kind = isinstance(prompt, str), tuple(sorted(answer_settings(wanted).items()))
         groups.setdefault(kind, []).append(index)
     texts = [""] * len(prompts)
     for (raw, settings), indices in groups.items():
-        write = model.complete_batch if raw else model.chat_batch
+        write: Any = model.complete_batch if raw else model.chat_batch
         replies = write([prompts[index] for index in indices], batch_size, **dict(settings))
         for index, reply in zip(indices, replies, strict=True):
             texts[index] = reply.text

@@ -11,10 +11,11 @@ from PIL import Image
 
 import vlm
 from vlm import captioning, cli, commands
-from vlm.api import AnswerConfig, Model
+from vlm.api import Model
 from vlm.chat.processor import Processor
 from vlm.config import VLMConfig
 from vlm.model import VisionLanguageModel
+from vlm.replies import AnswerConfig
 from vlm.weights.folder import FORMAT, FolderConfig, save_folder
 
 CONFIG = VLMConfig.model_validate(
@@ -110,6 +111,15 @@ def test_ask_takes_several_pictures(
             ["--temperature", "2", "--seed", "7", "--top-p", "0.1"],
             {"temperature": 2.0, "seed": 7, "top_p": 0.1},
         ),
+        (
+            ["--temperature", "9", "--seed", "7", "--top-k", "3"],
+            {"temperature": 9.0, "seed": 7, "top_k": 3},
+        ),
+        (
+            ["--temperature", "9", "--seed", "7", "--min-p", "0.5"],
+            {"temperature": 9.0, "seed": 7, "min_p": 0.5},
+        ),
+        (["--repetition-penalty", "0.1"], {"repetition_penalty": 0.1}),
         (["--max-tokens", "2"], {"max_tokens": 2}),
     ],
 )
@@ -138,8 +148,8 @@ def test_stop_ends_the_answer_before_the_first_of_its_texts(
 
 
 def test_options_default_to_those_of_the_api() -> None:
-    shown = {"max_tokens", "temperature", "top_p", "seed", "stop"}
-    defaults = AnswerConfig().model_dump(include=shown) | {"stop": None}
+    shown = {"max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed"}
+    defaults = AnswerConfig().model_dump(include=shown) | {"stop": None, "safety": None}
     for command in (commands.ask, commands.caption, commands.chat):
         parameters = inspect.signature(command).parameters
         assert {name: parameters[name].default for name in defaults} == defaults

@@ -32,6 +32,9 @@ def question(doc, lmms_eval_specific_kwargs=None, previous_output=None, round_id
     if round_idx == 1:
         return [], f"Why {previous_output[0]}?", False, previous_output, None
     return None, None, True, previous_output, None
+
+def rounds(doc, results):
+    return {"exact_match": float(len(results[0]) == 2)}
 """
 TASK = """
 task: NAME
@@ -52,6 +55,7 @@ doc_to_target: "{{said}}"
 generation_kwargs: {max_new_tokens: 5, temperature: 0, do_sample: false}
 metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 """
+ROUNDS = "process_results: !function functions.rounds\n"
 QUESTIONS = ["how many circles?", "<image> is it red?", "<|eot_id|> what?", "is it red?"]
 
 
@@ -68,7 +72,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory, picture: Callable[..., Any])
     kinds = {
         "choices": ("multiple_choice", CHOICES),
         "written": ("generate_until", WRITTEN),
-        "rounds": ("generate_until_multi_round", WRITTEN),
+        "rounds": ("generate_until_multi_round", f"{WRITTEN}{ROUNDS}"),
     }
     for name, (output, rest) in kinds.items():
         text = TASK.replace("NAME", name).replace("ROWS", str(folder / "rows.jsonl"))

@@ -9,6 +9,7 @@ from PIL import Image
 
 import vlm
 from vlm import cli
+from vlm.captioning import caption_files
 from vlm.chat.processor import Processor
 from vlm.model import VisionLanguageModel
 from vlm.safety.config import SafetyConfig
@@ -109,3 +110,26 @@ def test_the_commands_take_a_policy(
     assert capsys.readouterr().out.strip() == f"a.png: {NOTICE}"
     assert cli.main(["ask", "tiny", "a.png", "?", "--safety", "nowhere.yaml"]) == 2
     assert "nowhere.yaml" in capsys.readouterr().err
+
+
+def test_a_picture_that_is_refused_leaves_the_captions_of_others(
+    model_with: Callable[[SafetyConfig | None], vlm.Model],
+    picture: Callable[..., Image.Image],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "dark_captions.py").write_text(
+        "class Dark:\n"
+        "    def classify(self, content):\n"
+        "        dark = any(p.getextrema() == ((0, 0),) * 3 for p in content.pictures)\n"
+        "        return {'dark': float(dark)}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    rules = {"classifiers": [{"kind": "dark_captions:Dark"}]}
+    model = model_with(SafetyConfig.model_validate(rules))
+    paths = [tmp_path / name for name in ("a.png", "dark.png", "b.png")]
+    for path, made in zip(paths, (picture(0), Image.new("RGB", (16, 16)), picture(1)), strict=True):
+        made.save(path)
+    (found,) = caption_files(model, paths, max_tokens=4)
+    assert [made.caption is None for made in found] == [False, True, False]
+    assert "dark.png" in str(found[1].problem) and "content policy: dark" in str(found[1].problem)
