@@ -45,7 +45,8 @@ article { break-inside: avoid; margin: 0 0 1rem; border: 1px solid var(--line);
   gap: 1px; background: var(--line); }
 .pictures figure { margin: 0; background: var(--card); text-align: center; }
 figure.bad { padding: 1rem; color: var(--wrong); }
-.pictures img { display: block; margin: 0 auto; width: 100%; max-height: 320px; object-fit: contain; }
+.pictures img { display: block; margin: 0 auto; width: 100%; max-height: 320px;
+  object-fit: contain; }
 .pictures img.pixels { width: 160px; max-width: 100%; image-rendering: pixelated; padding: 8px 0; }
 .pictures figcaption { padding: 3px; color: var(--quiet); font-size: 11.5px; }
 """

@@ -28,6 +28,7 @@ from torch import Tensor
 from encoders.tiling import TiledImage, cut_tiles, join_tiles, place
 from eval.benchmark import BenchmarkConfig
 from eval.conditions import LEVELS, Attack, PgdAttack
+from eval.fitting import Fitting
 from eval.items import Item, Picture
 from eval.predictions import AttackFacts
 from eval.prompts import Message, Pictures, choice_texts, conversation, shown_answer
@@ -126,7 +127,8 @@ def make_victim(model: Model, benchmark: BenchmarkConfig, item: Item) -> Victim:
     attack = benchmark.attack
     assert attack is not None
     pictures = Pictures()
-    messages = conversation(benchmark, item, (), pictures)
+    answers, aim = _answers(benchmark, item)
+    messages = _fitting(model, benchmark, conversation(benchmark, item, (), pictures), answers)
     contents = list(_shown(messages))
     numbers: dict[int, int] = {}
     for content in contents:
@@ -135,7 +137,6 @@ def make_victim(model: Model, benchmark: BenchmarkConfig, item: Item) -> Victim:
     spaces = [_space(model, distinct[n], attack, _draw(attack, item, n)) for n in sorted(distinct)]
     shown = [spaces[numbers[id(content)]].picture for content in contents]
     prompt = model.processor.encode(messages, shown, add_generation_prompt=True)
-    answers, aim = _answers(benchmark, item)
     rows = [
         _answered(model.processor.encode([*messages, _reply(answer)], shown), prompt)
         for answer in answers
@@ -146,6 +147,14 @@ def make_victim(model: Model, benchmark: BenchmarkConfig, item: Item) -> Victim:
         lengths = [float(len(choice)) for choice in item.choices]
     places = {picture.name: numbers[id(pictures.read(picture))] for picture in item.images}
     return Victim(tuple(rows), tuple(lengths), aim, tuple(spaces), places)
+
+
+def canvas_file(tiled: TiledImage) -> bytes:
+    """The canvas as a PNG, which is cut into the same tiles when it is read."""
+    pixels = join_tiles(tiled.tiles, tiled.canvas)  # (3, H, W)
+    file = BytesIO()
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file, "PNG", compress_level=1)
+    return file.getvalue()
 
 
 @dataclass(frozen=True)
@@ -199,7 +208,8 @@ def perturb(
             (gradient,) = torch.autograd.grad(sign * losses.sum(), point)
             moved = point.detach() + step * gradient.sign()
             point = torch.minimum(torch.maximum(moved, low), high)
-    tiles = iter(best.round().to(torch.uint8).cpu().split([s.picture.num_tiles for s in spaces]))
+    counts = [space.picture.num_tiles for space in spaces]
+    tiles = iter(torch.split(best.round().to(torch.uint8).cpu(), counts))
     return [
         _Outcome(tuple(next(tiles) for _ in victim.spaces), float(old), float(new))
         for victim, old, new in zip(victims, before.tolist(), best_losses.tolist(), strict=True)
@@ -294,6 +304,19 @@ def _answers(benchmark: BenchmarkConfig, item: Item) -> tuple[list[str], int]:
     return [shown_answer(benchmark, item) if attack.target is None else attack.target], 0
 
 
+def _fitting(
+    model: Model, benchmark: BenchmarkConfig, messages: list[Message], answers: Sequence[str]
+) -> list[Message]:
+    """The chat as it is asked: cut where it is too long for the model."""
+    fitting = Fitting(model.processor, model.network.decoder.config.max_positions)
+    room = fitting.num_answer_tokens(answers)
+    if benchmark.ask == "generate":
+        room = max(room, min(benchmark.decoding.max_tokens, fitting.max_tokens // 2))
+    fitted, _ = fitting.fit(messages, room)
+    assert not isinstance(fitted, str)
+    return fitted
+
+
 def _answered(row: Example, prompt: Example) -> Example:
     """The row with only what follows the prompt supervised."""
     mask = row.loss_mask.clone()
@@ -332,7 +355,7 @@ def _attacked(item: Item, victim: Victim, outcome: _Outcome) -> Attacked:
         for tiles, space in zip(outcome.tiles, victim.spaces, strict=True)
     ]
     files = [
-        _file(replace(space.picture, tiles=tiles))
+        canvas_file(replace(space.picture, tiles=tiles))
         for space, tiles in zip(victim.spaces, outcome.tiles, strict=True)
     ]
     images = tuple(
@@ -344,14 +367,6 @@ def _attacked(item: Item, victim: Victim, outcome: _Outcome) -> Attacked:
         distance=max(changes) / LEVELS, loss_before=outcome.loss_before, loss=outcome.loss
     )
     return Attacked(replace(item, images=images), facts)
-
-
-def _file(tiled: TiledImage) -> bytes:
-    """The canvas as a PNG, which is cut into the same tiles when it is read."""
-    pixels = join_tiles(tiled.tiles, tiled.canvas)  # (3, H, W)
-    file = BytesIO()
-    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file, "PNG", compress_level=1)
-    return file.getvalue()
 
 
 def _reader(content: bytes) -> Callable[[], bytes]:

@@ -4,9 +4,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
-from eval.conditions import Attack, Corruption
+from eval.conditions import Attack, Condition, Corruption
 from eval.corruptions import corrupted
 from eval.files import Files
 from eval.formats.table import find_reader
@@ -151,6 +159,22 @@ class BenchmarkConfig(_Section):
         if unknown:
             raise ValueError(f"optional_files has {sorted(unknown)[0]!r}, which files has not")
         return self
+
+    def under(self, condition: Condition) -> Self:
+        """The same benchmark under a condition, without baselines, which no condition changes.
+
+        Raises:
+            UserError: it has another one already, or does not suit.
+        """
+        part = "corruption" if isinstance(condition, Corruption) else "attack"
+        if getattr(self, part) is not None:
+            raise UserError(f"{self.name} has the setting {part} already; ask for one of them")
+        settings = {**self.model_dump(), "baselines": (), part: condition.model_dump()}
+        try:
+            return type(self).model_validate(settings)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise UserError(f"{self.name} under {condition.label}: {reason}") from None
 
     def open(self, data: Path, names_only: bool = False) -> Files:
         """The benchmark's files in a folder.

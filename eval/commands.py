@@ -1,9 +1,5 @@
 """`vlm eval`: what a model can do, measured."""
 
-import os
-import shlex
-import sys
-import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,6 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from eval.bench_commands import Device
+from eval.consent import AllowCode, Consent, JudgeModel, JudgeOption
 from eval.score_command import score_predictions
 
 DEFAULT = "run"
@@ -82,24 +79,25 @@ def run_benchmarks(
             "default: the evaluated items."
         ),
     ] = None,
-    judge: Annotated[
-        str | None,
+    judge: JudgeOption = None,
+    judge_model: JudgeModel = None,
+    allow_code_execution: AllowCode = False,
+    corruption: Annotated[
+        list[str] | None,
         typer.Option(
-            metavar="URL|FOLDER",
-            help="Grades open answers: an endpoint of OpenAI's form (key in VLM_JUDGE_API_KEY) or "
-            "a model folder.",
+            metavar="KIND:SEVERITY",
+            help="Ask again with damaged pictures: `blur:3`, `blur` at all five severities, "
+            "`all` kinds; may be repeated. The report compares.",
         ),
     ] = None,
-    judge_model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What the endpoint calls the judge.")
-    ] = None,
-    allow_code_execution: Annotated[
-        bool,
+    attack: Annotated[
+        list[str] | None,
         typer.Option(
-            "--allow-code-execution",
-            help="Run programs that the model wrote; docs/text_benchmarks.md says how confined.",
+            metavar="KIND:NAME=VALUE,...",
+            help="Ask again with attacked pictures: `pgd:eps=4/255,steps=10`, `patch:share=0.05`; "
+            "may be repeated.",
         ),
-    ] = False,
+    ] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Ask all again, whatever predictions are there.")
     ] = False,
@@ -115,80 +113,20 @@ def run_benchmarks(
     that was killed goes on when it is started again. `torchrun -m vlm eval ...` shares the items
     among GPUs.
     """
-    from contextlib import ExitStack
+    from eval.conditions import read_conditions
+    from eval.run_command import measure, plan
 
-    from eval.benchmark import find_benchmark
-    from eval.formats.mt_bench import write_answers
-    from eval.judge import Grader, judged_by, open_judge
-    from eval.metrics.table import RUN_CODE
-    from eval.ranks import own_device, rank
-    from eval.sandbox import NOT_ALLOWED, code_execution_allowed
-    from vlm.errors import UserError
+    conditions = read_conditions(corruption or (), attack or ())
+    asked = plan(
+        benchmark or ["shards"], overrides or (), data, model, out, majority_from, conditions
+    )
+    metrics = [metric for each in asked for metric in each.benchmark.metrics]
+    consent = Consent(metrics, allow_code_execution, judge, judge_model)
 
-    names = benchmark or ["shards"]
-    if len(names) > 1 and (out is not None or majority_from is not None):
-        raise UserError("--out and --majority-from are of one benchmark; leave them out of several")
-    # Mistakes are told before the model is loaded.
-    benchmarks = [find_benchmark(name, tuple(overrides or ())) for name in names]
-    folders = [data / b.name if len(names) > 1 else data for b in benchmarks]
-    reports = []
-    for chosen, folder in zip(benchmarks, folders, strict=True):
-        if next(chosen.items(folder), None) is None:
-            raise UserError(f"{folder} holds no item of {chosen.name}")
-        if RUN_CODE.intersection(chosen.metrics) and not allow_code_execution:
-            raise UserError(NOT_ALLOWED)
-        name = folder.resolve().name if chosen.name == "shards" else chosen.name
-        reports.append(_report_path(out or model / "eval" / f"{name}.json"))
+    from eval.run import EvalConfig
 
-    from rich.console import Console
-
-    from eval.report import further_figures, terminal_table
-    from eval.report_page import write_page
-    from eval.run import EvalConfig, evaluate, predictions_path
-    from eval.zero_shot import ZeroShot, for_towers
-    from eval.zero_shot_run import evaluate_zero_shot
-    from vlm.api import Model, load
-
-    loaded: Model | ZeroShot
-    if for_towers(benchmarks):
-        if majority_from is not None:
-            raise UserError("--majority-from is for questions, which an encoder is not asked")
-        loaded = ZeroShot.load(model, own_device(device), dtype, batch_size)
-    else:
-        loaded = load(model, device=own_device(device), dtype=dtype)
-    for path in reports:  # before the questions, not after an hour of them
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"no report can be written to {path}: {error}") from error
-    grading = None if judge is None else open_judge(judge, judge_model, os.environ)
     config = EvalConfig(limit=limit, batch_size=batch_size, fresh=fresh)
-    command = shlex.join(["vlm", *sys.argv[1:]])
-    for chosen, folder, path in zip(benchmarks, folders, reports, strict=True):
-        with ExitStack() as around:
-            if allow_code_execution:
-                around.enter_context(code_execution_allowed())
-            if grading is not None:
-                kept = path.with_suffix(".judgements.jsonl")
-                around.enter_context(judged_by(Grader(grading, kept, model.resolve().name)))
-            if isinstance(loaded, ZeroShot):
-                evaluation = evaluate_zero_shot(loaded, chosen, folder, path, config, command)
-            else:
-                evaluation = evaluate(loaded, chosen, folder, path, config, majority_from, command)
-        report = evaluation.report
-        if rank() == 0:
-            write_page(path.with_suffix(".html"), report, evaluation.sides, chosen, folder)
-            Console().print(terminal_table(report))
-            for name, text in further_figures(report).items():
-                print(f"{name}: {text}")
-            print(f"report: {path}, {path.with_suffix('.md').name}, {path.stem}.html")
-            print(f"predictions: {predictions_path(path)}")
-            if chosen.format == "mt_bench":
-                given = path.with_suffix(".answers.jsonl")
-                scored = evaluation.scored
-                name = model.resolve().name
-                write_answers(given, scored.items, scored.answers, name, time.time())
-                print(f"answers in FastChat's form: {given}")
+    measure(model, asked, conditions, config, majority_from, consent, device, dtype)
 
 
 @evaluation.command("list")
@@ -300,11 +238,3 @@ def run_lm_eval(context: typer.Context) -> None:
         raise UserError(f"lm-eval is missing ({error}): install vlm's extra `eval`") from error
 
     run(context.args)
-
-
-def _report_path(path: Path) -> Path:
-    from vlm.errors import UserError
-
-    if path.suffix != ".json" or path.is_dir():
-        raise UserError(f"--out is {path}, needed: a file that ends in .json")
-    return path

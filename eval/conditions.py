@@ -90,7 +90,8 @@ class _Attack(_Section):
         """What a label ends in: all that was changed."""
         aim = "" if self.target is None else f", to {self.target!r}"
         seed = f", seed {self.seed}" if self.seed else ""
-        return f", {self.steps} steps{aim}{seed}"
+        steps = "1 step" if self.steps == 1 else f"{self.steps} steps"
+        return f", {steps}{aim}{seed}"
 
 
 class PgdAttack(_Attack):
@@ -193,6 +194,21 @@ def read_attack(words: str) -> Attack:
     if kind not in ATTACKS:
         raise UserError(f"no attack {kind!r}; there are {', '.join(ATTACKS)}")
     return _validated(ATTACKS[kind], words, _read_settings(words, settings.split(",")))
+
+
+def read_conditions(corruptions: Sequence[str], attacks: Sequence[str]) -> list[Condition]:
+    """What is done to the pictures, one thing a time, by the words of a command line.
+
+    Raises:
+        UserError: one is wrong, see `read_corruptions` and `read_attack`, or there twice.
+    """
+    read: list[Condition] = [each for words in corruptions for each in read_corruptions(words)]
+    read += [read_attack(words) for words in attacks]
+    labels = [condition.label for condition in read]
+    twice = [label for label in labels if labels.count(label) > 1]
+    if twice:
+        raise UserError(f"the condition {twice[0]!r} is asked for twice")
+    return read
 
 
 def _read_settings(words: str, settings: Sequence[str]) -> dict[str, str]:

@@ -131,7 +131,7 @@ def _rotation(image: Image.Image, degrees: float, draw: Draw) -> Image.Image:
 def _on_pixels(
     damage: Callable[[Pixels, float, Draw], Pixels], image: Image.Image, strength: float, draw: Draw
 ) -> Image.Image:
-    damaged = damage(np.asarray(image, dtype=np.float32) / 255, strength, draw)
+    damaged = damage(np.asarray(image).astype(np.float32) / np.float32(255), strength, draw)
     return Image.fromarray((damaged.clip(0, 1) * 255).round().astype(np.uint8))
 
 

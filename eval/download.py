@@ -14,7 +14,7 @@ IGNORED_PATTERNS = ["*.py"]
 
 
 def download(benchmark: BenchmarkConfig, folder: Path, revision: str | None = None) -> str:
-    """Download the files that a benchmark names, and no others, into a folder.
+    """Download the files that a benchmark and its examples name, and no others, into a folder.
 
     What is there already is not loaded again.
 
@@ -29,7 +29,9 @@ def download(benchmark: BenchmarkConfig, folder: Path, revision: str | None = No
     repository = benchmark.source.hub
     if repository is None:
         raise UserError(f"{benchmark.name} is not on the hub. {benchmark.source.get}")
-    patterns = [part for text in benchmark.files.values() for part in text.split(ALTERNATIVE)]
+    shown = benchmark.few_shot.files if benchmark.few_shot else None
+    wanted = [*benchmark.files.values(), *(shown or {}).values()]
+    patterns = [part for text in wanted for part in text.split(ALTERNATIVE)]
     with explained(repository if revision is None else f"{repository} at {revision!r}", "data set"):
         commit = HfApi().dataset_info(repository, revision=revision).sha
         snapshot_download(

@@ -19,10 +19,10 @@ from eval.predictions import FORMAT, Prediction, read_predictions
 from vlm.errors import UserError
 
 # The first of these that a row has.
-ID_FIELDS = ("question_id", "questionId", "qid", "id", "index", "image_id")
+ID_FIELDS = ("question_id", "questionId", "qid", "id", "index", "task_id", "image_id")
 ANSWER_FIELDS = (
     "prediction", "pred_answer", "pred", "response", "model_answer", "text", "caption", "answer",
-    "grade", "score",
+    "completion", "grade", "score", "choices",
 )  # fmt: skip
 QUESTION_FIELDS = ("prompt", "question")
 PICTURE_FIELDS = ("image", "image_id", "file_name")
@@ -219,7 +219,16 @@ def _mme_lines(path: Path) -> Iterator[Given]:
                 "answer, prediction"
             )
         picture, question, _, text = cells
-        yield Given(f"{path.name}:{number}", None, text, (), "", question, picture, (path.stem,))
+        yield Given(
+            f"{path.name}:{number}",
+            None,
+            text,
+            (),
+            "",
+            question,
+            picture,
+            (path.name.split(".")[0],),
+        )
 
 
 def _read_row(where: str, row: Mapping[str, Any], fields: Fields, part: tuple[str, ...]) -> Given:
@@ -263,7 +272,9 @@ def _field(row: Mapping[str, Any], known: tuple[str, ...], named: str | None) ->
 
 
 def _texts(where: str, value: Any) -> tuple[str, ...]:
-    """A prediction's text; of a list, all of them."""
+    """A prediction's text; of a list, all of them; of FastChat's choices, the first one's turns."""
+    if isinstance(value, list) and value and isinstance(value[0], dict) and "turns" in value[0]:
+        value = value[0]["turns"]
     if isinstance(value, list) and value and not any(isinstance(v, list | dict) for v in value):
         return tuple(_text(each) for each in value)
     if isinstance(value, list | dict):

@@ -63,6 +63,7 @@ class Run(_Facts):
     num_cut: of prompts that were too long for the model, and shortened.
     commit, versions: of the code that measured.
     command: what was typed, where it was.
+    judge: who graded open answers.
     """
 
     model: ModelFacts
@@ -80,6 +81,7 @@ class Run(_Facts):
     versions: dict[str, str]
     seconds: float
     command: str | None = None
+    judge: str | None = None
 
 
 class Row(_Facts):
@@ -246,6 +248,7 @@ def receipt(report: Report) -> dict[str, str]:
         "data": f"{asked} of {data.folder}, sha256 `{data.sha256}`",
         "benchmark": ", ".join(f"{name} {value}" for name, value in settings.items()),
         **asked_so,
+        **({} if run.judge is None else {"judge": run.judge}),
         "pictures": ", ".join(f"{name} {value}" for name, value in run.preprocessing.items()),
         "measured": f"at commit {run.commit} on {run.device} in {run.dtype}, {run.seconds:.1f} s, "
         f"batch size {run.batch_size}",

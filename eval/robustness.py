@@ -2,7 +2,8 @@
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,8 @@ from eval.intervals import Figure
 from eval.predictions import read_predictions
 from eval.ranks import rank
 from eval.report import Report, markdown_line, receipt
-from eval.run import EvalConfig, evaluate, predictions_path
+from eval.run import EvalConfig, Evaluation, evaluate, predictions_path
 from vlm.api import Model
-from vlm.errors import UserError
 
 CLEAN = "clean"
 
@@ -86,6 +86,20 @@ class RobustnessReport(_Facts):
         return f"{value:.4g}" if self.plain else f"{100 * value:.1f}"
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """A report, and the evaluations that it gathers.
+
+    folder: where their reports are.
+    changed: by the label of the condition.
+    """
+
+    report: RobustnessReport
+    folder: Path
+    clean: Evaluation
+    changed: Mapping[str, Evaluation]
+
+
 def measure_robustness(
     model: Model,
     benchmark: BenchmarkConfig,
@@ -93,50 +107,35 @@ def measure_robustness(
     out: Path,
     conditions: Sequence[Condition],
     config: EvalConfig | None = None,
-) -> RobustnessReport:
-    """Ask a benchmark's items under each condition, and write the reports.
+    majority_from: Path | None = None,
+    command: str | None = None,
+) -> Sweep:
+    """Ask a benchmark's items as they are and under each condition, and write the reports.
 
     Each condition has a report of its own in a folder beside `out`, with its predictions: a sweep
     that was killed goes on where it was.
 
     Args:
-        out: the JSON file; Markdown and HTML go beside it.
+        conditions: called unlike, as `eval.conditions.read_conditions` gives them.
+        out: the JSON file; the same as Markdown goes beside it.
+        majority_from, command: see `eval.run.evaluate`.
     Raises:
-        UserError: a condition is asked for twice, or does not suit the benchmark.
+        UserError: a condition does not suit the benchmark.
     """
     start = time.perf_counter()
-    labels = [condition.label for condition in conditions]
-    twice = {label for label in labels if labels.count(label) > 1}
-    if twice:
-        raise UserError(f"the condition {sorted(twice)[0]!r} is asked for twice")
-    changed = [under(benchmark, condition) for condition in conditions]
+    changed = [benchmark.under(condition) for condition in conditions]
     folder = out.with_suffix("")
-    clean = evaluate(model, benchmark, data, folder / f"{CLEAN}.json", config).report
-    rows = []
+    path = folder / f"{CLEAN}.json"
+    clean = evaluate(model, benchmark, data, path, config, majority_from, command)
+    rows, evaluations = [], {}
     for condition, variant in zip(conditions, changed, strict=True):
         path = folder / f"{_file_name(condition)}.json"
-        report = evaluate(model, variant, data, path, config).report
-        rows.append(_row(condition, report, clean, path))
-    found = _gather(clean, rows, round(time.perf_counter() - start, 3))
+        evaluations[condition.label] = evaluate(model, variant, data, path, config, None, command)
+        rows.append(_row(condition, evaluations[condition.label].report, clean.report, path))
+    report = gather(clean.report, rows, round(time.perf_counter() - start, 3))
     if rank() == 0:
-        write_robustness(out, found)
-    return found
-
-
-def under(benchmark: BenchmarkConfig, condition: Condition) -> BenchmarkConfig:
-    """The benchmark under a condition, without its baselines, which no condition changes.
-
-    Raises:
-        UserError: it has another one already, or does not suit the benchmark.
-    """
-    part = "corruption" if isinstance(condition, Corruption) else "attack"
-    if getattr(benchmark, part) is not None:
-        raise UserError(f"{benchmark.name} has a setting {part} already; take it out of the sweep")
-    settings = {**benchmark.model_dump(), "baselines": (), part: condition.model_dump()}
-    try:
-        return BenchmarkConfig.model_validate(settings)
-    except ValueError as error:
-        raise UserError(f"{benchmark.name} under {condition.label}: {error}") from error
+        write_robustness(out, report)
+    return Sweep(report, folder, clean, evaluations)
 
 
 def _file_name(condition: Condition) -> str:
@@ -161,7 +160,8 @@ def _row(condition: Condition, report: Report, clean: Report, path: Path) -> Row
     )
 
 
-def _gather(clean: Report, rows: Sequence[Row], seconds: float) -> RobustnessReport:
+def gather(clean: Report, rows: Sequence[Row], seconds: float) -> RobustnessReport:
+    """Put the rows of a sweep together, with their means."""
     by_kind: dict[str, list[float]] = {}
     for row in rows:
         if isinstance(row.condition, Corruption) and row.figure.value is not None:
@@ -211,7 +211,8 @@ def attack_cells(report: RobustnessReport) -> list[list[str]]:
 
 def change(relative: float | None) -> str:
     """By how much a figure differs from the clean one, in percent of that."""
-    return "-" if relative is None else f"{100 * (relative - 1):+.1f} %"
+    # Adding nothing makes no difference of a minus that rounding leaves.
+    return "-" if relative is None else f"{round(100 * (relative - 1), 1) + 0.0:+.1f} %"
 
 
 def summary(report: RobustnessReport) -> dict[str, str]:

@@ -15,6 +15,7 @@ from data.pack import file_sha256
 from encoders.config import VisionConfig
 from eval.benchmark import BenchmarkConfig, describe
 from eval.items import Item, items_sha256
+from eval.judge import current_grader
 from eval.predict import Predictor, in_chunks
 from eval.predictions import Prediction, PredictionFile, discard
 from eval.prompts import Examples, Pictures
@@ -104,6 +105,7 @@ def evaluate(
         for side in ("model", "blind", "majority")
         if side in answers
     }
+    grader = current_grader()
     run = Run(
         model=model_facts(model.folder),
         data=data_facts(benchmark, data, items, predictions, config.limit, len(left_out)),
@@ -122,6 +124,7 @@ def evaluate(
         versions=library_versions(),
         seconds=round(time.perf_counter() - start, 3),
         command=command,
+        judge=None if grader is None else grader.judge.name,
     )
     report = build_report(benchmark.title, sides, run)
     if rank() == 0:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from eval.consent import AllowCode, Consent, JudgeModel, JudgeOption
+
 
 def score_predictions(
     benchmark: Annotated[
@@ -42,6 +44,9 @@ def score_predictions(
     answer_field: Annotated[
         str | None, typer.Option(metavar="NAME", help="What rows call the prediction.")
     ] = None,
+    judge: JudgeOption = None,
+    judge_model: JudgeModel = None,
+    allow_code_execution: AllowCode = False,
 ) -> None:
     """Score predictions that were made elsewhere, by a benchmark's rule and metrics.
 
@@ -66,7 +71,9 @@ def score_predictions(
         raise UserError(f"{config.name} has no items of type {unknown[0]!r}; it has {some(known)}")
     items = [item.without_content() for item in items if not types or item.type in types]
     given = read_given(predictions, Fields(id_field, answer_field))
-    scored, matched = score_given(config, items, given, allow_missing)
+    consent = Consent(config.metrics, allow_code_execution, judge, judge_model)
+    with consent.given(report or predictions, predictions.stem):
+        scored, matched = score_given(config, items, given, allow_missing)
     found = build_score_report(config, data, predictions, scored, matched)
     for table in tables(found):
         Console().print(table)

@@ -1,13 +1,11 @@
 """The public API: load a model folder, ask, caption, chat, stream."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from encoders.tiling import TiledImage
 from vlm.adapters.folder import is_adapter_folder, read_adapter
@@ -20,67 +18,19 @@ from vlm.errors import UserError
 from vlm.images import read_image
 from vlm.inputs import Example, batch_order
 from vlm.likelihood import Likelihoods
+from vlm.messages import ImageSource, as_sequence, question_chat, split_images
 from vlm.model import VisionLanguageModel
+from vlm.replies import AnswerConfig, Reply, answer_config, checked_reply, whole_reply
 from vlm.safety.answer import HeldAnswer
 from vlm.safety.config import SafetyConfig
 from vlm.safety.policy import Safety
 from vlm.weights.folder import COMPONENTS, load_component, read_component, read_folder_config
 
-ImageSource = str | Path | bytes | Image.Image
 # Messages, see `Model.chat`; or a text, which is continued as it stands, without a chat template.
 Prompt = str | Sequence[Mapping[str, Any]]
-FinishReason = Literal["stop", "length", "content_filter"]
 
 CAPTION_PROMPT = "Describe the image."
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class AnswerConfig(SamplingConfig):
-    """How an answer is generated.
-
-    max_tokens: at most this many new tokens.
-    stop: the answer ends before the first of these strings.
-    json_schema: the answer is JSON that this JSON schema describes, unless `max_tokens` or `stop`
-        cut it off. Needs the extra `schema`.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    max_tokens: PositiveInt = 128
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    json_schema: dict[str, Any] | None = None
-
-
-class Usage(BaseModel):
-    """Text tokens of a request; image tokens are not text."""
-
-    prompt_tokens: int
-    completion_tokens: int
-
-
-@dataclass(frozen=True)
-class TokenLogprob:
-    """A token of an answer, its log probability, and the likeliest tokens with theirs."""
-
-    token_id: int
-    logprob: float
-    top: tuple[tuple[int, float], ...]
-
-
-@dataclass(frozen=True)
-class Reply:
-    """An answer.
-
-    finish_reason: "length" when `max_tokens` cut it off, "content_filter" when the model's content
-        policy withheld it.
-
-    logprobs: of every token that was generated, if the setting `logprobs` asked for them.
-    """
-
-    text: str
-    finish_reason: FinishReason
-    usage: Usage
-    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Model:
@@ -118,7 +68,7 @@ class Model:
         self, images: ImageSource | Sequence[ImageSource], question: str, **settings: Any
     ) -> str:
         """Answer a question about one image, several, or none."""
-        return self.answer_batch([(_as_sequence(images), question)], **settings)[0]
+        return self.answer_batch([(as_sequence(images), question)], **settings)[0]
 
     def caption(self, image: ImageSource, **settings: Any) -> str:
         """Describe an image."""
@@ -147,7 +97,7 @@ class Model:
         self, messages: Sequence[Mapping[str, Any]], num_choices: int, **settings: Any
     ) -> list[Reply]:
         """Like `chat`, giving several answers; with a `seed`, each has the next one as its own."""
-        seed = self._config(settings).seed
+        seed = answer_config(settings).seed
         seeds = [None if seed is None else (seed + index) % 2**64 for index in range(num_choices)]
         prompts = [self._prompt(messages)] * num_choices
         return self._reply(prompts, settings, num_choices, seeds)
@@ -158,7 +108,7 @@ class Model:
         Under a content policy each sentence is held back until it has been checked.
         """
         held = None if self.safety is None else HeldAnswer(self.safety)
-        for (answer,) in self._run([self._prompt(messages)], self._config(settings), 1):
+        for (answer,) in self._run([self._prompt(messages)], answer_config(settings), 1):
             final = answer.finish_reason is not None
             if held is None:
                 yield from answer.text.new_pieces(final)
@@ -176,7 +126,7 @@ class Model:
         **settings: Any,
     ) -> list[str]:
         """Answer (images, question) requests, up to `batch_size` at a time; see `chat_batch`."""
-        chats = [_question_chat(images, question) for images, question in requests]
+        chats = [question_chat(images, question) for images, question in requests]
         return [reply.text for reply in self.chat_batch(chats, batch_size, **settings)]
 
     def chat_batch(
@@ -190,7 +140,7 @@ class Model:
         Conversations that show the same objects as images stay together: such an image is read,
         tiled and encoded once.
         """
-        chats = [_split_images(messages) for messages in conversations]
+        chats = [split_images(messages) for messages in conversations]
         if self.safety is not None:
             for messages, images in chats:
                 _check_input(self.safety, messages, [read_image(image) for image in images])
@@ -253,7 +203,7 @@ class Model:
             UserError: a malformed message, a picture that cannot be read, or a continuation
                 without tokens or too long.
         """
-        chats = [_split_images(p) if not isinstance(p, str) else ([], []) for p, _ in requests]
+        chats = [split_images(p) if not isinstance(p, str) else ([], []) for p, _ in requests]
         tiled = self._tile_each([image for _, images in chats for image in images])
         choices = [
             self.likelihoods.continuations(prompt, continuations)
@@ -293,10 +243,12 @@ class Model:
         strip: bool = True,
     ) -> list[Reply]:
         answers: list[RunningAnswer] = []
-        for running in self._run(prompts, self._config(settings), max_slots, seeds):
+        for running in self._run(prompts, answer_config(settings), max_slots, seeds):
             answers = running
-        replies = [_whole(*pair, strip) for pair in zip(prompts, answers, strict=True)]
-        return [reply if self.safety is None else _checked(reply, self.safety) for reply in replies]
+        replies = [whole_reply(*pair, strip) for pair in zip(prompts, answers, strict=True)]
+        return [
+            reply if self.safety is None else checked_reply(reply, self.safety) for reply in replies
+        ]
 
     def _run(
         self,
@@ -318,26 +270,11 @@ class Model:
         )
 
     def _prompt(self, messages: Sequence[Mapping[str, Any]]) -> Example:
-        plain, images = _split_images(messages)
+        plain, images = split_images(messages)
         pictures = [read_image(image) for image in images]
         if self.safety is not None:
             _check_input(self.safety, plain, pictures)
         return self.processor.encode(plain, pictures, add_generation_prompt=True)
-
-    @staticmethod
-    def _config(settings: Mapping[str, Any]) -> AnswerConfig:
-        unknown = set(settings) - set(AnswerConfig.model_fields)
-        if unknown:
-            raise UserError(
-                f"unknown setting {sorted(unknown)[0]!r}; "
-                f"there are {', '.join(AnswerConfig.model_fields)}"
-            )
-        try:
-            return AnswerConfig.model_validate(settings)
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(map(str, first["loc"]))
-            raise UserError(f"setting {name} is {first['input']!r}: {first['msg']}") from None
 
 
 def load(
@@ -423,76 +360,3 @@ def _check_input(
 ) -> None:
     texts = [part["text"] for m in messages for part in m["content"] if "text" in part]
     safety.check_input("\n".join(texts), pictures)
-
-
-def _whole(prompt: Example, answer: RunningAnswer, strip: bool) -> Reply:
-    """The reply of an answer that has ended."""
-    return Reply(
-        answer.text.text.strip() if strip else answer.text.text,
-        "stop" if answer.finish_reason == "stop" else "length",
-        Usage(
-            prompt_tokens=len(prompt.input_ids),
-            completion_tokens=len(answer.text.token_ids),
-        ),
-        tuple(
-            TokenLogprob(event.token, event.logprob, event.top_logprobs)
-            for event in answer.events
-            if event.token is not None and event.logprob is not None
-        ),
-    )
-
-
-def _checked(reply: Reply, safety: Safety) -> Reply:
-    """The reply, or the notice of a policy that withholds it."""
-    release = HeldAnswer(safety).add(reply.text, final=True)
-    if not release.blocked:
-        return reply
-    return Reply(release.text, "content_filter", reply.usage)
-
-
-def _as_sequence(images: ImageSource | Sequence[ImageSource]) -> Sequence[ImageSource]:
-    if isinstance(images, str | Path | bytes | Image.Image):
-        return [images]
-    return images
-
-
-def _question_chat(images: Sequence[ImageSource], question: str) -> list[dict[str, Any]]:
-    """A chat that shows images and asks a question."""
-    parts = [*({"type": "image", "image": image} for image in images)]
-    return [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
-
-
-def _split_images(
-    messages: Sequence[Mapping[str, Any]],
-) -> tuple[list[dict[str, Any]], list[ImageSource]]:
-    """Separate the images of messages from their places."""
-    plain: list[dict[str, Any]] = []
-    images: list[ImageSource] = []
-    for number, message in enumerate(messages):
-        where = f"messages[{number}]"
-        if not isinstance(message, Mapping):
-            raise UserError(f"{where} is a {type(message).__name__}, needed: role and content")
-        if set(message) != {"role", "content"}:
-            raise UserError(f"{where} has the keys {sorted(message)}, needed: role and content")
-        content = message["content"]
-        if not isinstance(content, str | list | tuple):
-            raise UserError(
-                f"the content of {where} is a {type(content).__name__}, "
-                "needed: text or a list of parts"
-            )
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        kept = []
-        for part in parts:
-            match part:
-                case {"type": "image", "image": image}:
-                    images.append(image)
-                    kept.append({"type": "image"})
-                case {"type": "text", "text": str(text)}:
-                    kept.append({"type": "text", "text": text})
-                case _:
-                    raise UserError(
-                        f"{where} has a part that is neither "
-                        '{"type": "text", "text": ...} nor {"type": "image", "image": ...}'
-                    )
-        plain.append({"role": message["role"], "content": kept})
-    return plain, images

@@ -62,7 +62,7 @@ def caption_files(
 
     Args:
         max_pixels: larger pictures are not read.
-        settings: see `vlm.api.AnswerConfig`.
+        settings: see `vlm.replies.AnswerConfig`.
     """
     for start in range(0, len(paths), BATCH_IMAGES):
         batch = [_read(model, path, max_pixels) for path in paths[start : start + BATCH_IMAGES]]

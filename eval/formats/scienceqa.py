@@ -15,7 +15,7 @@ from vlm.errors import UserError
 
 
 class ScienceqaOptions(Options):
-    """split: of `pid_splits.json`; tables are a split each.
+    """split: of `pid_splits.json`, or of the problems themselves; tables are a split each.
 
     only_images: leave out questions without a picture (ScienceQA-IMG).
     """
@@ -41,15 +41,25 @@ def read(files: Files, options: Mapping[str, Any]) -> Iterator[Item]:
                 yield _item(row, str(number), pictures)
         return
     problems = Row(files.path("questions").name, files.json("questions"))
-    splits = Row(files.path("splits").name, files.json("splits"))
-    if chosen.split not in splits:
-        raise UserError(f"{splits.where} has no split {chosen.split!r}; it has {', '.join(splits)}")
-    for pid in splits[chosen.split]:
+    for pid in _of_split(files, problems, chosen.split):
         row = Row(f"{problems.where} problem {pid}", problems[pid])
         if row["image"] is None and chosen.only_images:
             continue
         names = (f"{row['split']}/{pid}/{row['image']}", f"{pid}/{row['image']}")
         yield _item(row, pid, (_picture(files, *names),) if row["image"] is not None else ())
+
+
+def _of_split(files: Files, problems: Row, split: str) -> list[str]:
+    """The problems of a split, in its order; where no file lists them, in that of the problems."""
+    if not files.has("splits"):
+        found = [pid for pid, problem in problems.items() if problem.get("split") == split]
+        if not found:
+            raise UserError(f"{problems.where} has no problem of the split {split!r}")
+        return found
+    splits = Row(files.path("splits").name, files.json("splits"))
+    if split not in splits:
+        raise UserError(f"{splits.where} has no split {split!r}; it has {', '.join(splits)}")
+    return list(splits[split])
 
 
 def _picture(files: Files, *paths: str) -> Picture:

@@ -10,7 +10,7 @@ from eval.formats.text import count_units
 from eval.items import Item
 
 # " = Robert Boulter = " begins an article; " = = Career = = " is a section of one.
-_TITLE = re.compile(r" *= (?!=).*[^=] = *$")
+_TITLE = re.compile(r" *= .*[^=] = *$")
 # In this order; what the data set's tokeniser put apart. Source: the rules of lm-eval's task
 # `wikitext`, whose figures those of others are compared with.
 _TOKENISED = (

@@ -24,7 +24,7 @@ TASKS = {
         "commonsense_reasoning numerical_calculation text_translation code_reasoning"
     ).split(),
 }
-_ALL_TASKS = [task for tasks in TASKS.values() for task in tasks]
+ALL_TASKS = [task for tasks in TASKS.values() for task in tasks]
 
 
 def measure(items: Sequence[Item], answers: Sequence[Answer]) -> Measured:
@@ -36,10 +36,10 @@ def measure(items: Sequence[Item], answers: Sequence[Answer]) -> Measured:
         UserError: a type is no task of MME's.
     """
     for item in items:
-        if item.type not in _ALL_TASKS:
+        if item.type not in ALL_TASKS:
             raise UserError(
                 f"item {item.id!r} has the type {item.type!r}; MME's tasks are "
-                f"{', '.join(_ALL_TASKS)}"
+                f"{', '.join(ALL_TASKS)}"
             )
     scores = np.array(
         [
@@ -49,9 +49,9 @@ def measure(items: Sequence[Item], answers: Sequence[Answer]) -> Measured:
     )
     unit = units_of(items)
     # Of each picture and task: right, questions, both right, pictures.
-    statistics = np.zeros((int(unit.max(initial=-1)) + 1, len(_ALL_TASKS), 4))
+    statistics = np.zeros((int(unit.max(initial=-1)) + 1, len(ALL_TASKS), 4))
     for item, number, score in zip(items, unit, scores, strict=True):
-        statistics[number, _ALL_TASKS.index(item.type), :2] += (score, 1)
+        statistics[number, ALL_TASKS.index(item.type), :2] += (score, 1)
     right, questions = statistics[..., 0], statistics[..., 1]
     statistics[..., 2] = (questions > 0) & (right == questions)
     statistics[..., 3] = questions > 0
@@ -60,22 +60,22 @@ def measure(items: Sequence[Item], answers: Sequence[Answer]) -> Measured:
         unit=unit,
         statistics=statistics.reshape(len(statistics), -1),
         figures=_figures,
-        plain=frozenset((*TASKS, *_ALL_TASKS)),
+        plain=frozenset((*TASKS, *ALL_TASKS)),
     )
 
 
 def _figures(sums: Array) -> Mapping[str, Array]:
-    by_task = sums.reshape(*sums.shape[:-1], len(_ALL_TASKS), 4)
+    by_task = sums.reshape(*sums.shape[:-1], len(ALL_TASKS), 4)
     scores = 100 * (
         divide(by_task[..., 0], by_task[..., 1]) + divide(by_task[..., 2], by_task[..., 3])
     )
     found = {}
     for name, tasks in TASKS.items():
-        places = [_ALL_TASKS.index(task) for task in tasks]
+        places = [ALL_TASKS.index(task) for task in tasks]
         known = ~np.isnan(scores[..., places])
         total = np.where(known, scores[..., places], 0).sum(axis=-1)
         found[name] = np.where(known.any(axis=-1), total, np.nan)
-    found |= {task: scores[..., place] for place, task in enumerate(_ALL_TASKS)}
+    found |= {task: scores[..., place] for place, task in enumerate(ALL_TASKS)}
     totals = by_task.sum(axis=-2)
     found["accuracy"] = divide(totals[..., 0], totals[..., 1])
     return found

@@ -64,6 +64,8 @@ METRICS: dict[str, Metric] = {
 
 # Those that run what a model wrote.
 RUN_CODE = frozenset({"humaneval"})
+# Metrics that a judge grades for.
+JUDGED = frozenset({"judged"})
 
 
 def find_metric(name: str) -> Metric:

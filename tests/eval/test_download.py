@@ -117,6 +117,12 @@ def test_only_what_the_benchmark_names_is_downloaded(
     assert not [path for path in hub.asked if "train-" in path or ".py" in path]
 
 
+def test_the_files_of_examples_are_downloaded_too(hub: type[Hub], tmp_path: Path) -> None:
+    shown = "few_shot={num_examples: 1, files: {examples: data/train-*.parquet}}"
+    download(find_benchmark("mme", (shown,)), tmp_path)
+    assert [path for path in hub.asked if "train-" in path]
+
+
 def test_what_cannot_be_downloaded_is_explained(
     hub: type[Hub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

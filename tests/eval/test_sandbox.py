@@ -51,9 +51,9 @@ def test_right_programs_pass_and_wrong_ones_say_why() -> None:
         "import sys; sys.exit(0)",
         "import os; os._exit(0)",
         "raise KeyboardInterrupt",
-        'print(\'{"ending": "passed"}\')',
+        """import os; os.write(3, b'{"token": "guess", "ending": "passed"}'); os._exit(0)""",
     ],
-    ids=["exit", "_exit", "interrupt", "print"],
+    ids=["exit", "_exit", "interrupt", "forged"],
 )
 def test_a_program_that_ends_before_its_tests_has_not_passed(program: str) -> None:
     (outcome,) = run(f"{program}\nassert False")
@@ -80,7 +80,7 @@ def test_no_more_memory_or_file_than_allowed() -> None:
 
 
 REFUSED = {
-    "fork": "import os\nwhile True: os.fork()",
+    "fork": "import os\nos.fork()",
     "program": "import subprocess\nsubprocess.run(['true'])",
     "thread": "import threading\nthreading.Thread(target=print).start()",
     "network": "import socket\nsocket.create_connection(('127.0.0.1', 9))",
@@ -168,6 +168,7 @@ def test_the_published_solutions_pass_their_tests() -> None:
 
 
 @pytest.mark.real_data
+@pytest.mark.slow
 def test_the_published_example_samples_score_one_half() -> None:
     """The README of human-eval says 0.4999999999999999."""
     if not REAL.is_dir():

@@ -85,8 +85,9 @@ def write_humaneval(folder: Path) -> None:
     write_lines(folder / "HumanEval.jsonl", [humaneval_row(number) for number in (0, 1, 2)])
 
 
-def write_truthfulqa(folder: Path) -> None:
-    rows = [
+def truthfulqa_rows() -> list[dict[str, Any]]:
+    """Questions with their sets, as the authors write them."""
+    return [
         {
             "question": f"How many corners has a {shape}?",
             "mc1_targets": {f"It has {n}.": 1, "It has a thousand.": 0, "Nobody counted.": 0},
@@ -99,6 +100,10 @@ def write_truthfulqa(folder: Path) -> None:
         }
         for shape, n in (("square", 4), ("triangle", 3))
     ]
+
+
+def write_truthfulqa(folder: Path) -> None:
+    rows = truthfulqa_rows()
     (folder / "mc_task.json").write_text(json.dumps(rows), "utf-8")
     header = ["Type", "Category", "Question", "Best Answer", "Correct Answers", "Incorrect Answers"]
     wrong = "A lot; Nobody counted"

@@ -11,10 +11,11 @@ from PIL import Image
 
 import vlm
 from vlm import captioning, cli, commands
-from vlm.api import AnswerConfig, Model
+from vlm.api import Model
 from vlm.chat.processor import Processor
 from vlm.config import VLMConfig
 from vlm.model import VisionLanguageModel
+from vlm.replies import AnswerConfig
 from vlm.weights.folder import FORMAT, FolderConfig, save_folder
 
 CONFIG = VLMConfig.model_validate(

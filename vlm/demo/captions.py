@@ -7,7 +7,8 @@ import gradio as gr
 
 from vlm.api import CAPTION_PROMPT, Model
 from vlm.demo.config import DemoConfig
-from vlm.demo.uploads import FileData, read_upload, shown_errors
+from vlm.demo.uploads import FileData, picture_input, read_upload, tell
+from vlm.errors import UserError
 
 
 def captions_tab(model: Model, config: DemoConfig, pictures: Sequence[Path]) -> None:
@@ -17,28 +18,22 @@ def captions_tab(model: Model, config: DemoConfig, pictures: Sequence[Path]) -> 
         yield ""
         if file is None:
             return
-        with shown_errors():
+        text = ""
+        try:
             parts = [
                 {"type": "image", "image": read_upload(file, config)},
                 {"type": "text", "text": CAPTION_PROMPT},
             ]
-            text = ""
             messages = [{"role": "user", "content": parts}]
             for piece in model.stream(messages, max_tokens=config.max_tokens):
                 text += piece
                 yield text
+        except UserError as error:
+            tell(error)
 
     with gr.Row():
         with gr.Column():
-            picture = gr.Image(
-                label="Picture",
-                type="filepath",
-                image_mode=None,
-                sources=["upload", "clipboard", "webcam"],
-                height=360,
-                buttons=[],
-                elem_id="caption-picture",
-            )
+            picture = picture_input(360, "caption-picture")
         with gr.Column():
             text = gr.Textbox(
                 label="Caption",

@@ -10,7 +10,7 @@ import gradio as gr
 from vlm.api import Model
 from vlm.demo.config import DemoConfig
 from vlm.demo.examples import EXAMPLES
-from vlm.demo.uploads import FileData, read_upload, shown_errors
+from vlm.demo.uploads import FileData, read_upload, tell
 from vlm.errors import UserError
 
 
@@ -77,24 +77,42 @@ def chat_tab(model: Model, config: DemoConfig, pictures: Sequence[Path]) -> None
     """Fill the tab."""
 
     def answer(message: dict[str, Any], talk: Talk) -> Iterator[tuple[object, ...]]:
-        with shown_errors():
+        text, box = "", gr.MultimodalTextbox(value=None, interactive=False)
+        try:
             turn = asked(message, talk, config)
-            yield shown((*talk, turn)), talk, gr.MultimodalTextbox(value=None, interactive=False)
-            text = ""
-            try:
-                messages = to_messages((*talk, turn), config)
-                for piece in model.stream(messages, max_tokens=config.max_tokens):
-                    text += piece
-                    written = (*talk, Turn(turn.pictures, turn.question, text))
-                    yield shown(written), written, gr.skip()
-            except UserError:  # everything stays as it was before the message
-                yield shown(talk), talk, gr.MultimodalTextbox(value=message, interactive=True)
-                raise
+            yield shown((*talk, turn)), talk, box
+            messages = to_messages((*talk, turn), config)
+            for piece in model.stream(messages, max_tokens=config.max_tokens):
+                text += piece
+                written = (*talk, Turn(turn.pictures, turn.question, text))
+                yield shown(written), written, gr.skip()
+        except UserError as error:  # everything stays as it was before the message
+            tell(error)
+            yield shown(talk), talk, gr.MultimodalTextbox(value=message, interactive=True)
+            return
         if not text:
             gr.Info("The model answered nothing.")
+            yield shown(talk), talk, gr.skip()
         yield gr.skip(), gr.skip(), _freed()
 
     talk = gr.State(())
+    chatbot, box, stop, anew = _components(pictures)
+    writing = box.submit(
+        answer, [box, talk], [chatbot, talk, box], preprocess=False, api_visibility="private"
+    )
+    stop.click(_freed, None, box, cancels=[writing], api_visibility="private")
+    anew.click(
+        lambda: ([], (), _freed()),
+        None,
+        [chatbot, talk, box],
+        cancels=[writing],
+        api_visibility="private",
+    )
+
+
+def _components(
+    pictures: Sequence[Path],
+) -> tuple[gr.Chatbot, gr.MultimodalTextbox, gr.Button, gr.Button]:
     chatbot = gr.Chatbot(
         label="Conversation",
         height=420,
@@ -126,17 +144,7 @@ def chat_tab(model: Model, config: DemoConfig, pictures: Sequence[Path]) -> None
         label="Examples",
         api_visibility="private",
     )
-    writing = box.submit(
-        answer, [box, talk], [chatbot, talk, box], preprocess=False, api_visibility="private"
-    )
-    stop.click(_freed, None, box, cancels=[writing], api_visibility="private")
-    anew.click(
-        lambda: ([], (), _freed()),
-        None,
-        [chatbot, talk, box],
-        cancels=[writing],
-        api_visibility="private",
-    )
+    return chatbot, box, stop, anew
 
 
 def _freed() -> gr.MultimodalTextbox:

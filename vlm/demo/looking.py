@@ -15,7 +15,7 @@ from vlm.attention_maps import ImageAttention, Placement, answer_attention, imag
 from vlm.chat.words import Word, answer_words
 from vlm.demo.config import DemoConfig
 from vlm.demo.overlay import DRAWN_PX, draw_attention
-from vlm.demo.uploads import FileData, read_upload, shown_errors
+from vlm.demo.uploads import FileData, picture_input, read_upload, tell
 from vlm.errors import UserError
 
 ALL_WORDS, ALL_LAYERS = -1, -1
@@ -97,10 +97,13 @@ def looking_tab(model: Model, config: DemoConfig, pictures: Sequence[Path]) -> N
     """Fill the tab."""
 
     def ask(file: FileData | None, question: str) -> tuple[object, ...]:
-        with shown_errors():
+        try:
             if file is None:
                 raise UserError("there is no picture: choose one")
             seen = look(model, read_upload(file, config), question, config.max_tokens)
+        except UserError as error:
+            tell(error)
+            return (gr.skip(),) * 5
         words = [("all words", ALL_WORDS), *((w.text, i) for i, w in enumerate(seen.words))]
         layers = [("all, averaged", ALL_LAYERS), *((str(i), i) for i in seen.weights)]
         drawn, figures = draw_look(model, seen, ALL_WORDS, ALL_LAYERS)
@@ -118,15 +121,7 @@ def looking_tab(model: Model, config: DemoConfig, pictures: Sequence[Path]) -> N
     seen = gr.State(None)
     with gr.Row():
         with gr.Column():
-            picture = gr.Image(
-                label="Picture",
-                type="filepath",
-                image_mode=None,
-                sources=["upload", "clipboard", "webcam"],
-                height=320,
-                buttons=[],
-                elem_id="look-picture",
-            )
+            picture = picture_input(320, "look-picture")
             question = gr.Textbox(CAPTION_PROMPT, label="Question", elem_id="look-question")
             button = gr.Button("Answer and show", variant="primary", elem_id="look-button")
             gr.Examples(
@@ -136,25 +131,7 @@ def looking_tab(model: Model, config: DemoConfig, pictures: Sequence[Path]) -> N
                 api_visibility="private",
             )
         with gr.Column():
-            overlay = gr.Image(
-                label="Where it looked",
-                show_label=False,
-                interactive=False,
-                format="png",
-                buttons=["download", "fullscreen"],
-                elem_id="look-overlay",
-            )
-            words = gr.Radio(
-                [], label="The answer: choose a word", visible=False, elem_id="look-words"
-            )
-            figures = gr.Markdown(elem_id="look-figures")
-            layer = gr.Dropdown(
-                [], label="Cross-attention layer", visible=False, elem_id="look-layer"
-            )
-            gr.Markdown(
-                "Bright: what the word's tokens attended to, the mean over heads. White frames are "
-                "the tiles that the picture was cut into, with the share of each."
-            )
+            overlay, words, figures, layer = _outputs()
     gr.on(
         [button.click, question.submit],
         ask,
@@ -171,3 +148,22 @@ def looking_tab(model: Model, config: DemoConfig, pictures: Sequence[Path]) -> N
             show_progress="hidden",
             api_visibility="private",
         )
+
+
+def _outputs() -> tuple[gr.Image, gr.Radio, gr.Markdown, gr.Dropdown]:
+    overlay = gr.Image(
+        label="Where it looked",
+        show_label=False,
+        interactive=False,
+        format="png",
+        buttons=["download", "fullscreen"],
+        elem_id="look-overlay",
+    )
+    words = gr.Radio([], label="The answer: choose a word", visible=False, elem_id="look-words")
+    figures = gr.Markdown(elem_id="look-figures")
+    layer = gr.Dropdown([], label="Cross-attention layer", visible=False, elem_id="look-layer")
+    gr.Markdown(
+        "Bright: what the word's tokens attended to, the mean over heads. White frames are "
+        "the tiles that the picture was cut into, with the share of each."
+    )
+    return overlay, words, figures, layer

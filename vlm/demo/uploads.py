@@ -2,8 +2,7 @@
 
 import html
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,19 @@ from vlm.images import read_image
 FileData = Mapping[str, Any]
 # What decoders may put into a message and nobody can use: addresses, objects.
 INTERNALS = re.compile(r"0x[0-9a-fA-F]{4,}|<[^>]*>")
+
+
+def picture_input(height_px: int, name: str) -> gr.Image:
+    """A place for a picture: chosen, dropped, pasted, or taken with a webcam."""
+    return gr.Image(
+        label="Picture",
+        type="filepath",
+        image_mode=None,
+        sources=["upload", "clipboard", "webcam"],
+        height=height_px,
+        buttons=[],
+        elem_id=name,
+    )
 
 
 def read_upload(file: FileData, config: DemoConfig) -> Image.Image:
@@ -40,15 +52,6 @@ def upload_name(file: FileData) -> str:
     return str(file.get("orig_name") or Path(file["path"]).name)
 
 
-@contextmanager
-def shown_errors() -> Iterator[None]:
-    """Show a user's mistakes in the page; anything else is a bug of ours and stays in the log.
-
-    Raises:
-        gr.Error: in place of a UserError.
-    """
-    try:
-        yield
-    except UserError as error:
-        message = html.escape(str(error))
-        raise gr.Error(message, duration=None, title="Not done", print_exception=False) from error
+def tell(mistake: UserError) -> None:
+    """Show a user's mistake in the page, until it is closed; what is there stays."""
+    gr.Warning(html.escape(str(mistake)), duration=None, title="Not done")

@@ -350,10 +350,11 @@ def test_pope_settings_come_from_the_files(tmp_path: Path) -> None:
     assert (only.id, only.answers) == ("1", ("yes",))
 
 
-def test_sugarcrepe_pairs_are_choices_of_which_the_first_is_right(tmp_path: Path) -> None:
+def test_sugarcrepe_pairs_are_choices_whose_order_tells_nothing(tmp_path: Path) -> None:
     items = written("sugarcrepe", tmp_path)
     assert [item.id for item in items] == ["add_att/1", "add_att/2", "swap_obj/1", "swap_obj/2"]
-    assert items[0].choices == (words(1), words(11)) and items[0].correct == (0,)
+    assert items[0].choices == (words(11), words(1)) and items[0].correct == (1,)
+    assert items[1].choices == (words(2), words(12)) and items[1].correct == (0,)
     assert items[0].images == items[2].images
 
 

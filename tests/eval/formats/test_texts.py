@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,48 @@ def test_mmlu_reads_the_table_of_the_hub(tmp_path: Path) -> None:
     items = read("mmlu", tmp_path)
     assert [item.id for item in items] == ["anatomy/test/0", "anatomy/test/1", "virology/test/0"]
     assert [item.correct for item in items] == [(3,), (0,), (1,)]
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "rows"),
+    [
+        (
+            "gsm8k",
+            "main/test-00000-of-00001.parquet",
+            [published.gsm8k_row(number) for number in (1, 2, 3)],
+        ),
+        (
+            "humaneval",
+            "openai_humaneval/test-00000-of-00001.parquet",
+            [published.humaneval_row(number) for number in (0, 1, 2)],
+        ),
+        (
+            "truthfulqa",
+            "multiple_choice/validation-00000-of-00001.parquet",
+            [
+                {
+                    "question": row["question"],
+                    **{
+                        name: {"choices": list(row[name]), "labels": list(row[name].values())}
+                        for name in ("mc1_targets", "mc2_targets")
+                    },
+                }
+                for row in published.truthfulqa_rows()
+            ],
+        ),
+    ],
+)
+def test_the_tables_of_the_hub_hold_the_same(
+    name: str, path: str, rows: list[dict[str, Any]], tmp_path: Path, write: Any
+) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    table = tmp_path / "hub" / path
+    table.parent.mkdir(parents=True)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), table)
+    plain = [replace(item, type="all") for item in read(name, write(name))]
+    assert read(name, tmp_path / "hub") == plain
 
 
 def test_gsm8k_shows_worked_answers_of_the_first_training_problems(write: Any) -> None:
