@@ -165,8 +165,16 @@ def get_files(
 
 @evaluation.command("compare")
 def compare_reports(
-    a: Annotated[Path, typer.Argument(metavar="A.json", help="The report of one model.")],
-    b: Annotated[Path, typer.Argument(metavar="B.json", help="The report of another.")],
+    a: Annotated[Path, typer.Argument(metavar="A", help="The report of one model, a JSON file.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="The report of another.")],
+    benchmark: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="A and B are predictions made elsewhere, in the formats of `vlm eval score`; "
+            "needs --data.",
+        ),
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(help="The folder of the benchmark's files; default: where it was then."),
@@ -188,15 +196,24 @@ def compare_reports(
 
     if out is not None and (out.suffix != ".html" or out.is_dir()):
         raise UserError(f"--out is {out}, needed: a file that ends in .html")
+    if benchmark is not None and data is None:
+        raise UserError(
+            "predictions made elsewhere need --data, the folder of the benchmark's files"
+        )
 
     from rich.console import Console
 
+    from eval.benchmark import find_benchmark
     from eval.compare import compare
     from eval.compare_page import write_comparison
     from eval.compare_report import print_comparison
     from eval.finished_run import FinishedRun, refuse_unlike
 
-    runs = FinishedRun.read(a, data), FinishedRun.read(b, data)
+    if benchmark is not None and data is not None:
+        config = find_benchmark(benchmark)
+        runs = tuple(FinishedRun.read_elsewhere(path, config, data) for path in (a, b))
+    else:
+        runs = FinishedRun.read(a, data), FinishedRun.read(b, data)
     if not force:
         refuse_unlike(*runs)
     comparison = compare(runs[0].benchmark, runs[0].scored, runs[1].scored)
@@ -213,6 +230,11 @@ def compare_reports(
 )
 def run_lm_eval(context: typer.Context) -> None:
     """Run lm-eval's command, which then knows our models by `--model vlm`."""
-    from eval.harness.lm_eval import run
+    from vlm.errors import UserError
+
+    try:
+        from eval.harness.lm_eval import run
+    except ImportError as error:
+        raise UserError(f"lm-eval is missing ({error}): install vlm's extra `eval`") from error
 
     run(context.args)

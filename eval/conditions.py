@@ -90,7 +90,8 @@ class _Attack(_Section):
         """What a label ends in: all that was changed."""
         aim = "" if self.target is None else f", to {self.target!r}"
         seed = f", seed {self.seed}" if self.seed else ""
-        return f", {self.steps} steps{aim}{seed}"
+        steps = "1 step" if self.steps == 1 else f"{self.steps} steps"
+        return f", {steps}{aim}{seed}"
 
 
 class PgdAttack(_Attack):

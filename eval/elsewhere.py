@@ -219,7 +219,16 @@ def _mme_lines(path: Path) -> Iterator[Given]:
                 "answer, prediction"
             )
         picture, question, _, text = cells
-        yield Given(f"{path.name}:{number}", None, text, (), "", question, picture, (path.stem,))
+        yield Given(
+            f"{path.name}:{number}",
+            None,
+            text,
+            (),
+            "",
+            question,
+            picture,
+            (path.name.split(".")[0],),
+        )
 
 
 def _read_row(where: str, row: Mapping[str, Any], fields: Fields, part: tuple[str, ...]) -> Given:

@@ -38,8 +38,8 @@ class Matched:
 def match(items: Sequence[Item], given: Sequence[Given]) -> Matched:
     """Find the prediction of each item.
 
-    By id; where no prediction has an id of the items, by picture and question; where they name
-    neither, by order, and then each question that is named must be the item's.
+    By id; where ids are not the items', by picture and question; where rows name neither, by order,
+    and then each question that is named must be the item's.
 
     Raises:
         UserError: predictions belong to no item, or two to one; counts and names them.
@@ -50,13 +50,20 @@ def match(items: Sequence[Item], given: Sequence[Given]) -> Matched:
         "number of the picture": _by_picture_number,
         "picture and question": _by_picture_and_question,
     }
+    failed = None
     for how, way in ways.items():
-        found = _found(given, way(items))
+        try:
+            found = _found(given, way(items))
+        except UserError as error:  # another way may fit all; if none does, the first one's fault
+            failed = failed or error
+            continue
         if found is not None:
             return Matched(found, how)
     ordered = _by_order(items, given)
     if ordered is not None:
         return Matched(ordered, "order")
+    if failed is not None:
+        raise failed
     raise UserError(
         f"the predictions fit no items: they are called {some(g.id or g.where for g in given)}, "
         f"items {some(item.id for item in items)}. Needed are ids, or pictures and questions, or "
@@ -174,7 +181,9 @@ def _by_order(items: Sequence[Item], given: Sequence[Given]) -> dict[str, Given]
         # Rows of a type stay in their order.
         place = {kind: number for number, kind in enumerate(dict.fromkeys(kinds))}
         rows = sorted(zip(kinds, given, strict=True), key=lambda pair: place[pair[0]])
-        return _aligned(ordered, [row for _, row in rows])
+        found = _aligned(ordered, [row for _, row in rows])
+        if found is not None:
+            return found
     orders: list[Sequence[Item]] = [items, *by_type.values()]
     if 1 < len(types) <= MOST_TYPES:
         orders += [[i for kind in order for i in by_type[kind]] for order in permutations(types)]
@@ -202,8 +211,17 @@ def _type_of(row: Given, types: Iterable[str]) -> str | None:
 
 
 def _same_question(row: Given, item: Item) -> bool:
-    """Whether they agree: one may go on with instructions; none is no contradiction."""
+    """Whether they agree; after a line end, or after the question, instructions may follow.
+
+    A row without question is no contradiction.
+    """
     if row.question is None:
         return True
-    asked, own = (" ".join(text.lower().split()) for text in (row.question, item.question))
-    return asked.startswith(own) or own.startswith(asked)
+    asked = row.question.replace("<image>", "").strip()
+    own = _plain(item.question)
+    forms = {_plain(asked), _plain(asked.split("\n")[0])}
+    return any(form.startswith(own) or own.startswith(form) for form in forms if form)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split())

@@ -132,7 +132,7 @@ def measure_robustness(
         path = folder / f"{_file_name(condition)}.json"
         evaluations[condition.label] = evaluate(model, variant, data, path, config, None, command)
         rows.append(_row(condition, evaluations[condition.label].report, clean.report, path))
-    report = _gather(clean.report, rows, round(time.perf_counter() - start, 3))
+    report = gather(clean.report, rows, round(time.perf_counter() - start, 3))
     if rank() == 0:
         write_robustness(out, report)
     return Sweep(report, folder, clean, evaluations)
@@ -160,7 +160,8 @@ def _row(condition: Condition, report: Report, clean: Report, path: Path) -> Row
     )
 
 
-def _gather(clean: Report, rows: Sequence[Row], seconds: float) -> RobustnessReport:
+def gather(clean: Report, rows: Sequence[Row], seconds: float) -> RobustnessReport:
+    """Put the rows of a sweep together, with their means."""
     by_kind: dict[str, list[float]] = {}
     for row in rows:
         if isinstance(row.condition, Corruption) and row.figure.value is not None:
@@ -210,7 +211,8 @@ def attack_cells(report: RobustnessReport) -> list[list[str]]:
 
 def change(relative: float | None) -> str:
     """By how much a figure differs from the clean one, in percent of that."""
-    return "-" if relative is None else f"{100 * (relative - 1):+.1f} %"
+    # Adding nothing makes no difference of a minus that rounding leaves.
+    return "-" if relative is None else f"{round(100 * (relative - 1), 1) + 0.0:+.1f} %"
 
 
 def summary(report: RobustnessReport) -> dict[str, str]:

@@ -33,7 +33,7 @@ from eval.robustness import (
     explain,
 )
 from eval.run import attacked_folder, predictions_path
-from eval.selection import with_pictures
+from eval.selection import in_turns, with_pictures
 from vlm.chat.processor import Processor
 from vlm.images import read_image
 
@@ -173,7 +173,8 @@ def _examples(
     }
     fell = clean.headline.item_scores > attacked.headline.item_scores
     places = [int(place) for place in np.flatnonzero(fell)]
-    chosen = [p for p in places if files[clean.items[p].id].is_file()][:MAX_EXAMPLES]
+    kept_places = [place for place in places if files[clean.items[place].id].is_file()]
+    chosen = in_turns(clean.items, kept_places, MAX_EXAMPLES)
     items = with_pictures(benchmark, data, [clean.items[place].id for place in chosen])
     cards = []
     for place in chosen:
@@ -188,7 +189,7 @@ def _examples(
         return ""
     return (
         f"<section><h3>{escape(row.label)}</h3><p class=quiet>{len(places):,} items answered "
-        "worse; the first ones that were kept: the canvas as it was, attacked, and the difference, "
+        "worse; of those that were kept: the canvas as it was, attacked, and the difference, "
         "enlarged to the full range.</p>"
         f"<div class=cards>{''.join(cards)}</div></section>"
     )
@@ -226,6 +227,7 @@ _STYLE = (
 .kinds .pictures figcaption { display: none; }
 .kinds img.pixels { width: 100%; padding: 0; }
 section > .quiet { margin-bottom: .9rem; }
+section > h3 { margin-top: 2rem; }
 .receipt div { display: grid; grid-template-columns: 9rem 1fr; gap: .6rem; padding: .3rem 0;
   font-size: 13px; border-top: 1px solid var(--line); }
 """

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from eval.elsewhere import Fields, Given, read_given
+from eval.predictions import Prediction, PredictionFile
 from vlm.errors import UserError
 
 
@@ -96,6 +97,15 @@ def test_rounds_of_llava_are_rotated_copies(tmp_path: Path) -> None:
 def test_fields_may_be_named(tmp_path: Path) -> None:
     path = written(tmp_path / "a.json", [{"id": 1, "number": 2, "said": "x", "text": "y"}])
     assert texts(read_given(path, Fields("number", "said"))) == {"2": "x"}
+
+
+def test_our_own_predictions_are_read(tmp_path: Path) -> None:
+    said = [Prediction(id="1", text="x"), Prediction(id="2", logprobs=(-1, -2), num_tokens=(1, 1))]
+    file = PredictionFile(tmp_path / "a.predictions.jsonl", {"benchmark": "x"})
+    file.append(said)
+    file.close()
+    given = read_given(file.path)
+    assert [row.prediction(str(row.id)) for row in given] == said
 
 
 @pytest.mark.parametrize(

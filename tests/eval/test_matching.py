@@ -65,7 +65,7 @@ def test_pictures_of_tasks_are_matched_by_their_questions() -> None:
         row(
             "count/1.jpg",
             picture="count/1.jpg",
-            question="two? Please answer yes or no.\nAnswer with one word.",
+            question="<image>\ntwo?\nAnswer with one word.",
             part=("count",),
         ),
     ]
@@ -80,6 +80,14 @@ def test_without_ids_the_order_counts_and_questions_must_agree() -> None:
         match(items, same[::-1])
     with pytest.raises(UserError, match="2 predictions in the order of the items; these are 1"):
         match(items, same[:1])
+
+
+def test_ids_of_another_numbering_do_not_matter_where_the_order_fits() -> None:
+    items = [item("1", "Is there a dog?"), item("2", "Is there a cat?")]
+    given = [row(str(n), question=i.question) for n, i in enumerate(items, start=2)]
+    assert places(items, given) == [0, 1]
+    with pytest.raises(UserError, match="1 of 2 predictions belong to no item: '3'"):
+        match(items, [row("2", question="Is there a cat?"), row("3", question="Is it?")])
 
 
 def test_without_ids_types_may_come_in_another_order_or_alone() -> None:

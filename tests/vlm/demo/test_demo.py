@@ -2,6 +2,7 @@
 
 import re
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,14 @@ def test_a_port_that_is_taken_is_named(
     assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
     assert cli.main([*arguments, "--folder", "nowhere"]) == 2
     assert "nowhere is no folder" in capsys.readouterr().err
+
+
+def test_what_must_be_installed_is_named(
+    open_model_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert cli.main(["demo", str(open_model_folder), "--device", "cpu"]) == 2
+    assert "pip install 'vlm[demo]'" in capsys.readouterr().err
 
 
 def uploaded(path: Path) -> dict[str, Any]:
