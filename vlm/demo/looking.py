@@ -40,7 +40,8 @@ def look(model: Model, picture: Image.Image, question: str, max_tokens: int) -> 
     """Answer a question about a picture and find where the model looked.
 
     Raises:
-        UserError: there is no question, or the model answers nothing that may be shown.
+        UserError: there is no question, the model answers nothing, or its content policy refuses
+            the question or withholds the answer.
     """
     if not question.strip():
         raise UserError("there is no question: type one")
