@@ -21,6 +21,8 @@ from vlm.inputs import Example, batch_order
 from vlm.likelihood import Likelihoods
 from vlm.model import VisionLanguageModel
 from vlm.weights.folder import COMPONENTS, load_component, read_component, read_folder_config
+from vlm.weights.quantized import Saving, parse_quantization
+from vlm.weights.quantized import quantize as quantized
 
 ImageSource = str | Path | bytes | Image.Image
 # Messages, see `Model.chat`; or a text, which is continued as it stands, without a chat template.
@@ -79,12 +81,21 @@ class Model:
     Every method takes the fields of `AnswerConfig` as keywords: `max_tokens`, `temperature`,
     `top_p`, `seed`, `stop` and others. What was computed of pictures and conversations is kept for
     later calls, so the weights must not change behind it. Threads may call it at the same time.
+
+    saving: what rounded weights take, where some were.
     """
 
-    def __init__(self, network: VisionLanguageModel, processor: Processor, folder: Path) -> None:
+    def __init__(
+        self,
+        network: VisionLanguageModel,
+        processor: Processor,
+        folder: Path,
+        saving: Saving | None = None,
+    ) -> None:
         self.network = network.eval()
         self.processor = processor
         self.folder = folder
+        self.saving = saving
         self.answering = Answering(self.network, processor.tokenizer)
         self.likelihoods = Likelihoods(self.network, processor, self.answering.images)
 
@@ -269,19 +280,27 @@ class Model:
             raise UserError(f"setting {name} is {first['input']!r}: {first['msg']}") from None
 
 
-def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> Model:
+def load(
+    path: str | Path,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantize: str | Sequence[str] | Mapping[str, str] | None = None,
+) -> Model:
     """Load a model folder: one of ours, or one of transformers' Mllama (Llama 3.2 Vision).
 
     The folder of an adapter is loaded as its base with the adapter merged in.
 
     Args:
         device: "auto" is the first GPU where there is one, else the CPU.
-        dtype: "float32", "bfloat16", "float16"; "auto" is bfloat16 on a GPU, float32 on the CPU.
+        dtype: "float32", "bfloat16", "float16"; "auto" is bfloat16 on a GPU and for int4, else
+            float32.
+        quantize: hold the weights of the decoder's layers in "int8" or "int4", or those of the
+            parts named: {"decoder": "int4", "output": "int8"}; see vlm/weights/quantized.py.
     Raises:
         UserError: the folder is missing, damaged, holds only a part of a model or one of another
-            kind; an adapter's base is not there, or is another model.
+            kind; an adapter's base is not there, or is another model; it cannot be quantized so.
     """
-    folder = Path(path)
+    folder, parts = Path(path), parse_quantization(quantize)
     adapter = read_adapter(folder) if is_adapter_folder(folder) else None
     weights = folder if adapter is None else adapter.base
     config = read_folder_config(weights)
@@ -294,20 +313,21 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> Model:
     target = find_device(device)
     if dtype not in (*DTYPES, "auto"):
         raise UserError(f"unknown dtype {dtype!r}; there are auto, {', '.join(DTYPES)}")
-    weights_dtype = DTYPES[
-        dtype if dtype != "auto" else ("bfloat16" if target.type == "cuda" else "float32")
-    ]
+    if dtype == "auto":
+        short = target.type == "cuda" or "int4" in parts.values()
+        dtype = "bfloat16" if short else "float32"
     processor = Processor.from_folder(weights, config.model.vision)
     processor.tokenizer.check_fits(config.model.decoder.num_embeddings)
     with torch.device("meta"):
         network = VisionLanguageModel(config.model, processor.tokenizer.image_id)
-    network.to_empty(device=target).to(weights_dtype)
+    network.to_empty(device=target).to(DTYPES[dtype])
     for component in COMPONENTS:
         tensors = read_component(weights, component)
         load_component(getattr(network, component), tensors, component, weights)
     if adapter is not None:
         adapter.merge_into(network)
-    return Model(network.requires_grad_(False), processor, folder)
+    saving = quantized(network.requires_grad_(False), parts) if parts else None
+    return Model(network, processor, folder, saving)
 
 
 def find_device(name: str) -> torch.device:

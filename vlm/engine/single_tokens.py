@@ -38,7 +38,7 @@ def can_run(decoder: Decoder) -> bool:
         and all(p.dtype == torch.float32 and p.device.type == "cpu" for p in decoder.parameters())
         and all(type(layer) is nn.Linear for layer in linear)
         and all(isinstance(b, SelfAttentionBlock | CrossAttentionBlock) for b in decoder.layers)
-        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     )
 
 
@@ -166,7 +166,7 @@ class _Product:
         self.bias = torch.cat(list(biases)) if biases else None
         sizes = [len(weight) for weight in weights]
         self._few = weights[0].new_empty(sum(sizes), FEW_ROWS)
-        self._parts = self._few.split(sizes)
+        self._parts = torch.split(self._few, sizes)
         self.packed: Tensor | None = None
         if packed:
             joined = torch.cat(list(weights))
