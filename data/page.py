@@ -9,7 +9,8 @@ def page(title: str, body: str, style: str) -> str:
     Args:
         title: plain text.
         body: HTML.
-        style: CSS beside what is common; `--line`, `--card`, `--quiet` and `--bar` are colours.
+        style: CSS beside what is common. Colours are `--line`, `--card`, `--quiet`, `--bar`; of
+            answers `--right`, `--wrong`, `--tint`; of figures `--model`, `--blind`, `--majority`.
     """
     return _PAGE.format(title=escape(title), style=_STYLE + style, body=body)
 
@@ -30,8 +31,11 @@ _PAGE = """<!doctype html>
 
 _STYLE = """
 :root { color-scheme: light dark; --line: light-dark(#e3e3de, #33353a);
-  --card: light-dark(#fff, #1d1f23); --quiet: light-dark(#6b6f76, #9aa0a8);
-  --bar: light-dark(#3d6fb4, #7ba6e0); }
+  --card: light-dark(#fff, #1d1f23); --quiet: light-dark(#63676e, #9aa0a8);
+  --bar: light-dark(#3d6fb4, #7ba6e0); --right: light-dark(#177245, #63cf97);
+  --wrong: light-dark(#c02f22, #ff8f80); --tint: light-dark(#fdf0ee, #3a2322);
+  --model: light-dark(#1f55c4, #82aaff); --blind: light-dark(#b2560d, #efa55c);
+  --majority: light-dark(#70757d, #989da5); }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1500px; padding: 2rem 1.5rem 4rem;
   font: 14px/1.45 system-ui, sans-serif;

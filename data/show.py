@@ -1,23 +1,20 @@
 """A contact sheet: what is in a folder of shards, as one HTML page that needs nothing else."""
 
-import base64
-import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from PIL import Image
-
 from data.pack import Manifest
 from data.page import page
 from data.rejects import read_rejects, reject_summary
 from data.schema import ImagePart, Message, RawSample, TextPart, Turn
 from data.shards import ShardSet
-from vlm.images import ImageError, image_size, read_image
+from data.thumbnails import STYLE as PICTURE_STYLE
+from data.thumbnails import picture_figure
+from vlm.images import ImageError, image_size
 
-THUMBNAIL_PX = 320
 MAX_REJECTS = 8  # of each kind that are listed
 OPEN_TURNS = 5  # longer chats fold the rest away
 
@@ -74,7 +71,7 @@ def contact_sheet(folders: Sequence[Path], limit: int = 60, wanted: Wanted = Wan
         UserError: a folder has no manifest, or a sample cannot be had.
     """
     sections = "\n".join(_section(folder, limit, wanted) for folder in folders)
-    return page(", ".join(folder.name for folder in folders), sections, _STYLE)
+    return page(", ".join(folder.name for folder in folders), sections, PICTURE_STYLE + _STYLE)
 
 
 def spread(num_items: int, limit: int) -> list[int]:
@@ -124,7 +121,7 @@ def _rejects(folder: Path, manifest: Manifest) -> str:
 
 
 def _card(raw: RawSample, shard: str) -> str:
-    pictures = "".join(_picture(content) for content in raw.images)
+    pictures = "".join(map(picture_figure, raw.images))
     turns = _turns(raw)
     shown, folded = "".join(turns[:OPEN_TURNS]), "".join(turns[OPEN_TURNS:])
     if folded:
@@ -136,30 +133,6 @@ def _card(raw: RawSample, shard: str) -> str:
         f"<div class=chat>{shown}{folded}</div>"
         f"<footer><b>{escape(raw.key)}</b>{source} &middot; {escape(shard)}</footer></article>"
     )
-
-
-def _picture(content: bytes) -> str:
-    try:
-        image = read_image(content)
-    except ImageError as error:
-        return f"<figure class=bad>{escape(str(error))}</figure>"
-    width_px, height_px = image.size
-    size = f"{width_px} &times; {height_px} px, {len(content) / 1000:.1f} kB"
-    style = " class=pixels" if max(image.size) <= THUMBNAIL_PX // 2 else ""
-    return (
-        f'<figure><img{style} src="{_data_uri(image)}" alt="" loading=lazy>'
-        f"<figcaption>{size}</figcaption></figure>"
-    )
-
-
-def _data_uri(image: Image.Image) -> str:
-    small = max(image.size) <= THUMBNAIL_PX // 2
-    image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-    buffer = io.BytesIO()
-    # Small pictures are often drawn: PNG keeps their edges, and is smaller there.
-    image.save(buffer, "PNG" if small else "JPEG")
-    kind = "png" if small else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _turns(raw: RawSample) -> list[str]:
@@ -203,16 +176,7 @@ _STYLE = """
 pre { margin: 0; padding: .5rem .8rem; border: 1px solid var(--line); border-radius: 8px;
   background: var(--card); font-size: 12px; white-space: pre-wrap; overflow-wrap: anywhere; }
 .grid { columns: 290px; column-gap: 1rem; }
-article { break-inside: avoid; margin: 0 0 1rem; border: 1px solid var(--line);
-  border-radius: 10px; background: var(--card); overflow: hidden; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(110px, 1fr));
-  gap: 1px; background: var(--line); }
-figure { margin: 0; background: var(--card); text-align: center; }
-figure.bad { padding: 1rem; color: #c0392b; }
-img { display: block; margin: 0 auto; max-width: 100%; max-height: 320px; }
-img.pixels { width: 160px; max-width: 100%; image-rendering: pixelated; padding: 8px 0; }
-figcaption, footer, small { color: var(--quiet); font-size: 11.5px; }
-figcaption { padding: 3px; }
+footer, small { color: var(--quiet); font-size: 11.5px; }
 .chat { padding: .5rem .8rem; overflow-wrap: anywhere; white-space: pre-line; }
 p { margin: .3rem 0; }
 .user { color: var(--quiet); }

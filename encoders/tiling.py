@@ -143,6 +143,21 @@ def cut_tiles(image: Tensor, canvas: tuple[int, int], tile_size_px: int) -> Tens
     return tiles
 
 
+def join_tiles(tiles: Tensor, canvas: tuple[int, int]) -> Tensor:
+    """Put a canvas together from its tiles, what `cut_tiles` undoes.
+
+    Args:
+        tiles: (rows * columns, C, px, px), row by row.
+        canvas: (rows, columns) of tiles.
+    Returns:
+        (C, rows * px, columns * px), same dtype, a copy.
+    """
+    rows, columns = canvas
+    _, channels, height, width = tiles.shape
+    grid = tiles.view(rows, columns, channels, height, width).permute(2, 0, 3, 1, 4)
+    return grid.reshape(channels, rows * height, columns * width)
+
+
 def tile_picture(image: Image.Image, tile_size_px: int, max_num_tiles: int) -> TiledImage:
     """Resize a picture for its canvas with Pillow, lay it in the top left corner, and cut it.
 

@@ -62,7 +62,8 @@ class VisionEncoder(nn.Module):
         """Encode all tiles of a batch of images.
 
         Args:
-            pixels: (T, 3, tile_size_px, tile_size_px) uint8.
+            pixels: (T, 3, tile_size_px, tile_size_px) uint8; or floating, of the same range, where
+                their gradient is wanted.
             num_tiles: (images,) int64, tiles of each image; sums to T.
             aspect_ratio_ids: (images,) int64, 1-based ids of the images' canvases.
         Returns:
@@ -133,7 +134,7 @@ class VisionEncoder(nn.Module):
         return PaddedImages(num_tiles, self.config.max_num_tiles, self.config.num_tokens, device)
 
     def _normalise(self, pixels: Tensor) -> Tensor:
-        """uint8 pixels to the weights' dtype, normalised by the configured mean and deviation."""
+        """Pixels (0..255) to the weights' dtype, normalised by the configured statistics."""
         mean = torch.tensor(self.config.image_mean, device=pixels.device).view(3, 1, 1)
         std = torch.tensor(self.config.image_std, device=pixels.device).view(3, 1, 1)
         return ((pixels.float() / 255 - mean) / std).to(self.post_tile_embedding.gate.dtype)

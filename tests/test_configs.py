@@ -8,6 +8,7 @@ import yaml
 from torch import nn
 from transformers import MllamaConfig, MllamaForConditionalGeneration
 
+from eval.benchmark import BenchmarkConfig
 from training.config import TrainConfig
 from vlm.config import PACKAGE_ROOT, VLMConfig, load_config
 from vlm.model import VisionLanguageModel
@@ -38,6 +39,9 @@ def test_every_config_loads_as_what_it_is(path: Path) -> None:
         # Its head is the command that runs it.
         name = path.relative_to(PACKAGE_ROOT).as_posix()
         assert f"vlm train {config.stage} --config {name}" in text
+    elif path.parent.name == "eval":
+        assert load_config(BenchmarkConfig, path).name == path.stem
+        assert text.startswith(("# vlm eval MODEL ", "# vlm eval score "))
     else:
         build(load_config(VLMConfig, path))
 

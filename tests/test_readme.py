@@ -74,7 +74,11 @@ def parse(arguments: list[str]) -> dict[str, Any]:
     command: Any = typer.main.get_group(app)
     rest = arguments
     while hasattr(command, "commands"):
-        command, rest = command.commands[rest[0]], rest[1:]
+        context = command.make_context(command.name, list(rest))
+        # As the group itself would: `vlm eval MODEL` is `vlm eval run MODEL`.
+        _, command, rest = command.resolve_command(
+            context, [*context._protected_args, *context.args]
+        )
     with command.make_context(command.name, list(rest)) as context:
         parameters: dict[str, Any] = context.params
     return parameters
@@ -95,7 +99,8 @@ def here(
     )
     model = tmp_path / "runs" / "quickstart" / "finetune"
     save_folder(model, described, components, processor, {})
-    for seed, name in enumerate(("photo.jpg", "drawing.png")):
+    (tmp_path / "pictures").mkdir()
+    for seed, name in enumerate(("photo.jpg", "drawing.png", "pictures/one.png")):
         render(make_scene(Random(seed))).save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -139,9 +144,9 @@ def test_every_command_line_in_the_configs_parses() -> None:
     commands = 0
     for path in sorted((ROOT / "configs").rglob("*.yaml")):
         for line in path.read_text().splitlines():
-            found = re.match(r"#.*?\bvlm ((?:train|shards) .*)", line)
+            found = re.match(r"#.*?\bvlm ((?:train|shards) .*)|# vlm (eval .*)", line)
             if found:
-                arguments = shlex.split(found[1])
+                arguments = shlex.split(found[1] or found[2])
                 named = parse(arguments).get("config")
                 assert named is None or (ROOT / named) == path
                 commands += 1
@@ -164,7 +169,7 @@ def test_the_asking_commands_run(here: Path, capsys: pytest.CaptureFixture[str])
     commands = [call for call in commands if "runs/quickstart/finetune" in call]
     for arguments in commands:
         assert cli.main([*arguments, "--max-tokens", "4"]) == 0, capsys.readouterr().err
-    assert len(commands) == 3
+    assert len(commands) == 4
 
 
 @pytest.mark.parametrize("text", blocks("json"), ids=["captions", "chat"])

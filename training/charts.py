@@ -1,23 +1,14 @@
-"""Charts as inline SVG: curves over steps, and shares with their intervals.
+"""Curves over steps as inline SVG.
 
 Colours come from the page's style, by class: `first` and `second` for curves, `grid` for lines
-behind them, and whatever classes a caller gives to shares.
+behind them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
 from data.charts import CHART_PX, PLOT_PX, Axis, linear_axis, svg, value_axis, value_grid, value_y
-from eval.metrics import Accuracy
-
-STRIP_PX = (400, 38)
-STRIP_MARGIN_PX = 16
-STRIP_MARKS = (
-    '<circle cx="{x}" cy="{y}" r="4.5"/>',
-    '<circle class=hollow cx="{x}" cy="{y}" r="3.5"/>',
-    '<path d="M{x} {y}m-3.5-3.5h7v7h-7z"/>',
-)
 
 
 class Curve(NamedTuple):
@@ -57,32 +48,6 @@ def chart(
     )
 
 
-def strip(shares: Mapping[str, Accuracy]) -> str:
-    """Up to three shares one below another on a scale of 0 to 1, each under its class name.
-
-    Marks differ in form as well; bars are the 95 % intervals.
-    """
-    parts = []
-    for row, ((name, share), mark) in enumerate(zip(shares.items(), STRIP_MARKS, strict=False)):
-        y = 8 + 11 * row
-        x, low, high = (_strip_x(value) for value in (share.value, share.low, share.high))
-        parts.append(
-            f"<g class={name}><title>{name}: {100 * share.value:.1f} %</title>"
-            f'<path class=whisker d="M{low} {y}H{high}"/>{mark.format(x=x, y=y)}</g>'
-        )
-    grid = "".join(f"M{_strip_x(share)} 0V{STRIP_PX[1]}" for share in (0, 0.25, 0.5, 0.75, 1))
-    return f'{svg(STRIP_PX, None)}<path class=grid d="{grid}"/>{"".join(parts)}</svg>'
-
-
-def strip_scale() -> str:
-    """The scale above strips, in percent."""
-    labels = "".join(
-        f'<text x="{_strip_x(percent / 100)}" y="12" text-anchor="middle">{percent}</text>'
-        for percent in (0, 25, 50, 75, 100)
-    )
-    return f"{svg((STRIP_PX[0], 15), 'percent')}{labels}</svg>"
-
-
 def _frame(steps: int, axis: Axis) -> str:
     """Grid lines and the labels of both axes' ticks."""
     bottom = PLOT_PX[3]
@@ -113,7 +78,3 @@ def _curve(name: str, curve: Curve, steps: int, axis: Axis) -> str:
 def _x(step: float, steps: int) -> float:
     left, _, right, _ = PLOT_PX
     return left + step / steps * (right - left)
-
-
-def _strip_x(share: float) -> float:
-    return round(STRIP_MARGIN_PX + share * (STRIP_PX[0] - 2 * STRIP_MARGIN_PX), 1)

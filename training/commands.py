@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 import typer
 
 from data.commands import print_summary, shards
-from eval.commands import Device, Repeats, ReportFile
-from eval.commands import bench as comparisons
+from eval.bench_commands import Device, Repeats, ReportFile
+from eval.bench_commands import bench as comparisons
 from vlm.errors import UserError
 from vlm.weights.commands import convert
 

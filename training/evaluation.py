@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -11,9 +10,11 @@ import torch
 from data.loader import Loader
 from data.pack import Manifest
 from data.shards import ShardSet
-from eval.metrics import accuracy, accuracy_by_type
-from eval.predict import score_answers
-from eval.questions import EvalQuestion, read_questions
+from eval.benchmark import find_benchmark
+from eval.items import Item
+from eval.predict import Predictor, in_chunks
+from eval.prompts import Examples
+from eval.scoring import read_answers, score
 from training.config import EvaluateConfig
 from training.distributed import in_step, num_ranks, rank
 from training.objectives import Objective
@@ -22,8 +23,6 @@ from vlm.errors import UserError
 
 # Figures of a step by split (`validation`, `validation/SOURCE`, `evaluation`), then by name.
 Figures = dict[str, dict[str, float]]
-# Questions whose pictures are decoded together, in batches.
-CHUNK_BATCHES = 4
 
 
 @dataclass(frozen=True)
@@ -83,28 +82,30 @@ class Questions:
 
     def __init__(self, model: Model, config: EvaluateConfig) -> None:
         Manifest.read(config.data)  # says what a wrong path is
-        self.model = model
-        self.config = config
-        self.questions: list[EvalQuestion] = list(
-            islice(read_questions(config.data), config.max_questions)
+        self.model, self.config = model, config
+        decoding = f"decoding.max_tokens={config.max_tokens}"
+        self.benchmark = find_benchmark("shards", (decoding,))
+        self.items: list[Item] = list(
+            islice(self.benchmark.items(config.data), config.max_questions)
         )
-        if not self.questions:
+        if not self.items:
             raise UserError(
                 f"evaluate.data {config.data} holds no question; captions are not asked"
             )
+        self.examples = Examples(self.benchmark, ())
 
     def figures(self) -> Figures:
         """`evaluation`: accuracy over all questions, and `accuracy/TYPE` of each type, 0..1."""
-        config = self.config
         # What a model keeps of pictures and chats belongs to the weights of that time.
         model = Model(self.model.network, self.model.processor, self.model.folder)
-        answer = partial(
-            model.answer_batch, batch_size=config.batch_size, max_tokens=config.max_tokens
-        )
-        scored = list(score_answers(self.questions, answer, CHUNK_BATCHES * config.batch_size))
-        found = {"accuracy": accuracy([value for _, value in scored]).value}
-        for kind, share in accuracy_by_type(scored).items():
-            found[f"accuracy/{kind}"] = share.value
+        predictor = Predictor(model, self.benchmark, self.examples, self.config.batch_size)
+        chunks = in_chunks(iter(self.items), self.config.batch_size)
+        predictions = [p for chunk in chunks for p in predictor.predict(chunk)]
+        answers = read_answers(self.benchmark, self.items, predictions)
+        scored = score(self.benchmark, self.items, answers)
+        found = {"accuracy": scored.values()["accuracy"]}
+        for kind in scored.types:
+            found[f"accuracy/{kind}"] = scored.values(kind)["accuracy"]
         return {"evaluation": found}
 
 

@@ -13,7 +13,6 @@ from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor, nn
 
 from data.collate import ChatBatch, PairBatch
-from encoders.vit import VisionEncoder
 from training.config import ContrastiveConfig
 from training.cross_entropy import score_tokens, summed_cross_entropy
 from training.distributed import (
@@ -24,17 +23,14 @@ from training.distributed import (
     sum_over_ranks,
     with_unseen_image,
 )
-from vlm.inputs import ImageInputs, ModelInputs
+from vlm.contrastive import TwoTowers
+from vlm.inputs import ModelInputs
 from vlm.model import VisionLanguageModel
 
 BatchT = TypeVar("BatchT")
 
-# CLIP's start and bound of the temperature: https://arxiv.org/abs/2103.00020, section 2.5.
-CLIP_START_SCALE = 1 / 0.07
+# CLIP's bound of the temperature: https://arxiv.org/abs/2103.00020, section 2.5.
 MAX_SCALE = 100.0
-# SigLIP's start: https://arxiv.org/abs/2303.15343, section 3.
-SIGLIP_START_SCALE = 10.0
-SIGLIP_START_BIAS = -10.0
 
 
 @dataclass(frozen=True)
@@ -147,57 +143,6 @@ class NextToken:
             inputs = with_unseen_image(inputs, self.model.config.vision, self.has_features)
         hidden = self.forward(inputs)
         return hidden[mask], input_ids[:, 1:][mask], mask
-
-
-class ContrastiveHead(nn.Module):
-    """What the contrastive loss needs beside the two towers: image projection and temperature.
-
-    An image's embedding is the mean of its tokens' features, projected. The head is not part of
-    any model folder.
-    """
-
-    def __init__(self, config: ContrastiveConfig, features_size: int) -> None:
-        super().__init__()
-        sigmoid = config.loss == "siglip"
-        self.image_projection = nn.Linear(
-            features_size, config.text_tower.embedding_size, bias=False
-        )
-        start = SIGLIP_START_SCALE if sigmoid else CLIP_START_SCALE
-        # Of shape (1,): a number without an axis cannot be sharded.
-        self.log_scale = nn.Parameter(torch.tensor([start]).log())
-        self.bias = nn.Parameter(torch.tensor([SIGLIP_START_BIAS])) if sigmoid else None
-
-    def forward(self, features: Tensor, images: ImageInputs) -> Tensor:
-        """Token features (T, N, D) to image embeddings (images, E), one per image."""
-        per_tile = features.mean(dim=1)  # (T, D)
-        image_of_tile = torch.arange(
-            len(images.num_tiles), device=features.device
-        ).repeat_interleave(images.num_tiles)
-        sums = per_tile.new_zeros(len(images.num_tiles), per_tile.shape[1])
-        sums = sums.index_add(0, image_of_tile, per_tile)
-        pooled = sums / images.num_tiles.unsqueeze(1)
-        embeddings: Tensor = self.image_projection(pooled)
-        return embeddings
-
-
-class TwoTowers(nn.Module):
-    """Encoder, text tower and head: pictures and texts to one space."""
-
-    def __init__(
-        self, encoder: VisionEncoder, text_tower: nn.Module, head: ContrastiveHead
-    ) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.text_tower = text_tower
-        self.head = head
-
-    def forward(self, images: ImageInputs, text_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit-length image and text embeddings, each (B, E)."""
-        features = self.encoder(images.pixels, images.num_tiles, images.aspect_ratio_ids)
-        return (
-            F.normalize(self.head(features, images), dim=-1),
-            F.normalize(self.text_tower(text_ids), dim=-1),
-        )
 
 
 class Contrastive:

@@ -28,7 +28,8 @@ from projector.mlp import Projector
 from training.config import ParallelConfig, TrainConfig
 from training.distributed import num_ranks
 from training.memory import blocks_of
-from training.objectives import ContrastiveHead, Objective
+from training.objectives import Objective
+from vlm.contrastive import ContrastiveHead
 from vlm.decoder.stack import Decoder
 from vlm.errors import UserError
 

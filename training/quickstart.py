@@ -14,9 +14,11 @@ from rich.console import Console
 from data.shape_samples import Content, write_scenes
 from data.shapes import SceneConfig
 from data.shards import read_folder
-from eval.predict import Prediction
-from eval.report import Report, terminal_table, write_report
+from eval.benchmark import find_benchmark
+from eval.prompts import usual_answer
+from eval.report import Report, terminal_table
 from eval.run import evaluate
+from eval.scoring import Scored
 from training.config import StageName, TrainConfig
 from training.metrics import METRICS_FILE, read_metrics
 from training.quickstart_report import ShownQuestion, ShownScene, StageResult, write_html
@@ -70,10 +72,10 @@ def run_quickstart(out: Path, seed: int, minutes: float) -> Report:
     _write_shards(out / "shards", seed, scale)
     stages = [_train(stage, out, seed, scale) for stage in STAGES]
     model = load(out / "finetune", device="cpu")
-    evaluation = evaluate(model, out / "shards" / "test")
+    test = out / "shards" / "test"
+    evaluation = evaluate(model, find_benchmark("shards"), test, out / "evaluation.json")
     report = evaluation.report
-    write_report(out / "evaluation.json", report, evaluation.predictions)
-    scenes = _show_scenes(model, out / "shards" / "test", evaluation.predictions)
+    scenes = _show_scenes(model, test, evaluation.scored)
     seconds = time.perf_counter() - started
     write_html(out / "report.html", stages, report, scenes, seconds, seed)
     _write_summary(out / "report.json", stages, report, seconds)
@@ -130,16 +132,17 @@ def stage_config(stage: StageName, out: Path, seed: int, scale: float) -> TrainC
     return load_config(TrainConfig, file, overrides)
 
 
-def _show_scenes(model: Model, folder: Path, predictions: Sequence[Prediction]) -> list[ShownScene]:
+def _show_scenes(model: Model, folder: Path, scored: Scored) -> list[ShownScene]:
     """The first scenes of the test set with what the model answered and how it describes them."""
     samples = list(islice(read_folder(folder), NUM_SHOWN_SCENES))
     captions = model.answer_batch([(raw.images, CAPTION_PROMPT) for raw in samples])
+    asked = list(zip(scored.items, scored.answers, scored.headline.item_scores, strict=True))
     shown = []
     for raw, written in zip(samples, captions, strict=True):
         questions = tuple(
-            ShownQuestion(p.type, p.question, p.answer, p.prediction, p.correct == 1)
-            for p in predictions
-            if p.key.rpartition("#")[0] == raw.key
+            ShownQuestion(item.type, item.question, usual_answer(item), answer.value, right == 1)
+            for item, answer, right in asked
+            if item.id.rpartition("#")[0] == raw.key
         )
         true_caption = raw.sample.messages[1].text
         shown.append(ShownScene(raw.images[0], written, true_caption, questions))
@@ -152,12 +155,15 @@ def _write_summary(
     write_json(
         path,
         {
-            "accuracy": report.accuracy,
-            "blind_accuracy": report.blind_accuracy,
-            "majority_accuracy": report.majority_accuracy,
+            "accuracy": report.overall.headline().value,
+            "blind_accuracy": report.overall.headline("blind").value,
+            "majority_accuracy": report.overall.headline("majority").value,
             "seconds": round(seconds, 1),
             "types": {
-                name: {"accuracy": row.accuracy.value, "blind_accuracy": row.blind.value}
+                name: {
+                    "accuracy": row.headline().value,
+                    "blind_accuracy": row.headline("blind").value,
+                }
                 for name, row in report.types.items()
             },
             "stages": [

@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from data.charts import linear_axis
-from eval.metrics import Accuracy
-from eval.report import Report
-from training.charts import Curve, chart, strip, strip_scale
+from data.page import page
+from eval.charts import strip, strip_scale
+from eval.intervals import Figure
+from eval.page_parts import STYLE, interval, mark, pairs, shown, tile
+from eval.report import SIDES, Report
+from training.charts import Curve, chart
 from training.config import StageName
 from training.stages import STAGES
 
@@ -91,18 +94,17 @@ def report_page(
     head = _head(evaluation, seconds, seed, machine)
     sections = (_table(evaluation), _stages(stages), _scenes(scenes))
     body = "\n".join((head, *sections, _what_next(evaluation, scenes)))
-    return _PAGE.format(style=_STYLE, body=body)
+    return page("vlm quickstart", body, _STYLE)
 
 
 def _head(report: Report, seconds: float, seed: int, machine: str) -> str:
     row, run = report.overall, report.run
     tiles = "".join(
-        f'<div class="tile {name}"><span>{label}</span><b>{_percent(figure)}</b>'
-        f"<small>95 %: {_interval(figure)}<br>{meaning}</small></div>"
+        tile(name, label, _percent(figure), f"95 %: {interval(figure)}<br>{meaning}")
         for name, label, figure, meaning in (
-            ("model", "the model", row.accuracy, "sees the picture"),
-            ("blind", "blind", row.blind, "the same model, picture withheld"),
-            ("majority", "majority", row.majority, "the usual answer of each type"),
+            ("model", "the model", row.headline(), "sees the picture"),
+            ("blind", "blind", row.headline("blind"), "the same model, picture withheld"),
+            ("majority", "majority", row.headline("majority"), "the usual answer of each type"),
         )
     )
     commit, _, changed = (run.commit or "not known").partition("-")
@@ -112,15 +114,15 @@ def _head(report: Report, seconds: float, seed: int, machine: str) -> str:
         "device": run.device,
         "seed": seed,
         "commit": commit[:12] + (" with local changes" if changed else ""),
-        "test data": run.data.manifest_sha256[:12],
+        "test data": run.data.sha256[:12],
     }
     versions = ", ".join(f"{name} {number}" for name, number in run.versions.items())
     return (
         f"<header><p class=eyebrow>vlm quickstart</p>"
-        f"<h1>{_percent(row.accuracy)} of {row.num_questions:,} held-out questions answered right"
+        f"<h1>{_percent(row.headline())} of {row.num_items:,} held-out questions answered right"
         f"</h1><p class=lead>A vision-language model, trained from random weights in "
         f"{_duration(seconds)}, asked about pictures that it had never seen.</p>"
-        f"<div class=tiles>{tiles}</div><dl class=facts>{_pairs(facts)}</dl>"
+        f"<div class=tiles>{tiles}</div><dl class=facts>{pairs(facts)}</dl>"
         f"<p class=quiet>Measured with {escape(versions)}.</p></header>"
     )
 
@@ -128,10 +130,10 @@ def _head(report: Report, seconds: float, seed: int, machine: str) -> str:
 def _table(report: Report) -> str:
     rows = []
     for name, row in report.rows:
-        figures = {"model": row.accuracy, "blind": row.blind, "majority": row.majority}
+        figures = {str(side): row.headline(side) for side in SIDES}
         rows.append(
             f"<tr{' class=all' if row is report.overall else ''}>"
-            f"<th scope=row>{escape(name)}</th><td>{row.num_questions:,}</td>"
+            f"<th scope=row>{escape(name)}</th><td>{row.num_items:,}</td>"
             f"<td class=strip>{strip(figures)}</td>{''.join(map(_cell, figures.values()))}</tr>"
         )
     source = report.run.majority_from
@@ -144,14 +146,14 @@ def _table(report: Report) -> str:
         "<th scope=col><i class='dot blind'></i>blind</th>"
         "<th scope=col><i class='dot majority'></i>majority</th></tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div><p class=quiet>Percent of right answers, "
-        "with 95 % Wilson intervals below and as bars. Blind: the same model and questions, no "
+        "with 95 % intervals below and as bars. Blind: the same model and questions, no "
         f"picture. Majority: a type's most frequent answer, counted on {counted}.</p>"
         "</section>"
     )
 
 
-def _cell(figure: Accuracy) -> str:
-    return f"<td>{100 * figure.value:.1f}<small>{_interval(figure)}</small></td>"
+def _cell(figure: Figure) -> str:
+    return f"<td>{shown(figure.value)}<small>{interval(figure)}</small></td>"
 
 
 def _stages(stages: Sequence[StageResult]) -> str:
@@ -185,7 +187,7 @@ def _stage(number: int, stage: StageResult) -> str:
     return (
         f"<article class=stage><div><h3><i>{number}</i>{stage.name}</h3>"
         f"<p class=quiet>{escape(STAGES[stage.name].objective)}</p>"
-        f"<dl>{_pairs(facts)}</dl></div>{charts}</article>"
+        f"<dl>{pairs(facts)}</dl></div>{charts}</article>"
     )
 
 
@@ -211,7 +213,7 @@ def _scene(scene: ShownScene) -> str:
     return (
         f'<article class=scene><div class=top><img src="data:image/png;base64,{picture}" '
         f'alt="{escape(scene.true_caption)}"><div><span class=eyebrow>its caption</span>'
-        f"<p>{_mark(same)}{_compared(scene.caption, scene.true_caption)}</p>{expected}</div></div>"
+        f"<p>{mark(same)}{_compared(scene.caption, scene.true_caption)}</p>{expected}</div></div>"
         f"<ul>{rows}</ul><footer>{right} of {len(scene.questions)} right</footer></article>"
     )
 
@@ -220,15 +222,10 @@ def _question(question: ShownQuestion) -> str:
     said = escape(question.prediction) or "<i>nothing</i>"
     expected = "" if question.correct else f"<small>expected: {escape(question.answer)}</small>"
     return (
-        f"<li{'' if question.correct else ' class=wrong'}>{_mark(question.correct)}"
+        f"<li{'' if question.correct else ' class=wrong'}>{mark(question.correct)}"
         f"<span>{escape(question.question)} <small>{escape(question.type)}</small></span>"
         f"<b>{said}{expected}</b></li>"
     )
-
-
-def _mark(correct: bool) -> str:
-    name, sign = ("right", "&#10003;") if correct else ("wrong", "&#10007;")
-    return f'<i class="mark {name}" role="img" aria-label="{name}">{sign}</i>'
 
 
 def _compared(written: str, expected: str) -> str:
@@ -269,19 +266,8 @@ def _what_next(report: Report, scenes: Sequence[ShownScene]) -> str:
     )
 
 
-def _pairs(facts: dict[str, Any]) -> str:
-    return "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>"
-        for name, value in facts.items()
-    )
-
-
-def _percent(figure: Accuracy) -> str:
-    return f"{100 * figure.value:.1f} %"
-
-
-def _interval(figure: Accuracy) -> str:
-    return f"{100 * figure.low:.1f}&ndash;{100 * figure.high:.1f}"
+def _percent(figure: Figure) -> str:
+    return f"{shown(figure.value)} %"
 
 
 def _duration(seconds: float) -> str:
@@ -289,74 +275,13 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>vlm quickstart</title>
-<style>{style}</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
-
-_STYLE = """
-:root { color-scheme: light dark; --line: light-dark(#e3e3de, #33353a);
-  --card: light-dark(#fff, #1d1f23); --quiet: light-dark(#63676e, #9aa0a8);
-  --model: light-dark(#1f55c4, #82aaff); --blind: light-dark(#b2560d, #efa55c);
-  --majority: light-dark(#70757d, #989da5); --right: light-dark(#177245, #63cf97);
-  --wrong: light-dark(#c02f22, #ff8f80); --tint: light-dark(#fdf0ee, #3a2322); }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1160px; padding: 2.5rem 1.2rem 4rem;
-  font: 15px/1.5 system-ui, sans-serif; overflow-wrap: anywhere;
-  background: light-dark(#f6f6f2, #131417); color: light-dark(#1c1e21, #e8e8e4); }
-h1 { font-size: clamp(1.7rem, 4.5vw, 2.7rem); line-height: 1.15; letter-spacing: -.02em;
-  margin: .2rem 0 .6rem; text-wrap: balance; }
-h2 { font-size: 1.35rem; letter-spacing: -.01em; margin: 3rem 0 1rem; }
-h3 { font-size: 1.1rem; margin: 0; }
-p { margin: 0; }
-small, .quiet, footer { color: var(--quiet); font-size: 12.5px; font-weight: 400; }
-.eyebrow { color: var(--quiet); font-size: 12px; font-weight: 600; letter-spacing: .07em;
-  text-transform: uppercase; }
-.lead { font-size: 1.1rem; color: var(--quiet); }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(200px, 1fr)); gap: .8rem;
-  margin: 1.6rem 0; }
-.tile, .stage, .scene, .scroll { background: var(--card); border: 1px solid var(--line);
-  border-radius: 10px; }
-.tile { padding: .8rem 1.1rem; border-top: 4px solid var(--majority); }
-.tile.model { border-top-color: var(--model); }
-.tile.blind { border-top-color: var(--blind); }
-.tile b { display: block; font-size: 2rem; line-height: 1.25; letter-spacing: -.02em; }
-.tile small { display: block; }
-dt { color: var(--quiet); font-size: 12px; overflow-wrap: normal; }
-dl, dd { margin: 0; }
-.facts { display: flex; flex-wrap: wrap; gap: .6rem 2rem; margin-bottom: .8rem; }
-.scroll { overflow-x: auto; margin-bottom: .7rem; }
-table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums;
-  overflow-wrap: normal; }
-th, td { padding: .45rem .9rem; text-align: right; font-weight: 400; white-space: nowrap; }
-th:first-child { text-align: left; }
-thead th { color: var(--quiet); font-size: 12.5px; vertical-align: bottom; }
-tbody tr { border-top: 1px solid var(--line); }
-tr.all > * { font-weight: 700; }
-td small { display: block; font-size: 11.5px; line-height: 1.2; }
-.strip { width: 38%; padding: 0 .5rem; }
-.strip svg { display: block; width: 100%; }
-.dot { display: inline-block; width: 9px; height: 9px; margin-right: .4em; border-radius: 50%;
-  background: var(--model); }
-.dot.blind { background: none; border: 2px solid var(--blind); }
-.dot.majority { border-radius: 0; background: var(--majority); }
-svg text { fill: var(--quiet); font: 12px system-ui, sans-serif; }
-.grid path, path.grid { stroke: var(--line); fill: none; }
-.whisker { stroke: currentColor; stroke-width: 2; opacity: .45; }
-g { fill: currentColor; }
-g.model, .first { color: var(--model); }
-g.blind, .second { color: var(--blind); }
-g.majority { color: var(--majority); }
-.hollow { fill: var(--card); stroke: currentColor; stroke-width: 2; }
+_STYLE = (
+    STYLE
+    + """
+footer { color: var(--quiet); font-size: 12.5px; }
+.stage, .scene { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
+.first { color: var(--model); }
+.second { color: var(--blind); }
 .line { fill: none; stroke: currentColor; stroke-width: 2; stroke-linejoin: round; }
 .second .line { stroke-dasharray: 4 3; }
 .stage { display: grid; grid-template-columns: 210px 1fr 1fr; gap: 1.2rem; padding: 1.1rem;
@@ -383,17 +308,12 @@ mark { background: var(--tint); color: var(--wrong); text-decoration: underline 
 .scene ul, .next { list-style: none; margin: 0; padding: 0; }
 .scene li { display: grid; grid-template-columns: 1.1em 1fr auto; gap: .5rem; align-items: baseline;
   padding: .22rem .9rem; border-top: 1px solid var(--line); font-size: 13.5px; line-height: 1.35; }
+.scene li .mark { margin: 0; }
 .scene li > b { text-align: right; max-width: 8.5rem; }
 .scene li b small { display: block; }
 .scene li.wrong { background: var(--tint); }
-.mark { font-style: normal; font-weight: 700; color: var(--right); }
-li.wrong > b, .mark.wrong { color: var(--wrong); }
-.top .mark { margin-right: .35em; }
+li.wrong > b { color: var(--wrong); }
 .scene footer { border-top: 1px solid var(--line); padding: .4rem .9rem; }
-pre { margin: .2rem 0 .9rem; padding: .6rem .9rem; border-radius: 8px; overflow-x: auto;
-  background: light-dark(#1d2025, #000); color: #e9ebee; overflow-wrap: normal; }
-code { font: 13px ui-monospace, monospace; }
 @media (max-width: 860px) { .stage { grid-template-columns: 1fr; } }
-@media (max-width: 640px) { .strip { display: none; }
-  th, td { padding: .4rem .3rem; font-size: 13px; } td small { font-size: 10px; } }
 """
+)

@@ -30,13 +30,14 @@ from training.evaluation import Questions, Validation
 from training.features import check_features
 from training.flops import StepFlops
 from training.lora import Making, add_adapters, set_dtypes
-from training.objectives import Contrastive, ContrastiveHead, NextToken, Objective, TwoTowers
+from training.objectives import Contrastive, NextToken, Objective
 from training.parents import check_parents, check_weights, load_parents, tokenizer_folder
 from training.stages import STAGES, Stage, parts_of, stage_of
 from training.utilisation import Utilisation, peak_flops
 from vlm.adapters.folder import AdapterConfig
 from vlm.api import Model
 from vlm.chat.processor import Processor
+from vlm.contrastive import ContrastiveHead, TwoTowers
 from vlm.errors import UserError
 from vlm.model import VisionLanguageModel
 
@@ -203,7 +204,11 @@ def _contrastive_objects(
     encoder = VisionLanguageModel(config.model, tokenizer.image_id).encoder
     tower_config = config.contrastive.text_tower
     text_tower = build_text_tower(tower_config, tokenizer.pad_id, tokenizer.eot_id)
-    head = ContrastiveHead(config.contrastive, config.model.vision.output_size)
+    head = ContrastiveHead(
+        config.model.vision.output_size,
+        tower_config.embedding_size,
+        sigmoid=config.contrastive.loss == "siglip",
+    )
     model = TwoTowers(encoder, text_tower, head)
     objective = Contrastive(model, config.contrastive, tokenizer.pad_id)
     modules = {"encoder": encoder, "text_tower": text_tower, "contrastive_head": head}

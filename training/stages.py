@@ -63,7 +63,7 @@ STAGES: Mapping[StageName, Stage] = MappingProxyType(
         ),
         "encoder": Stage(
             trained=("encoder", "text tower", "contrastive head"),
-            components=("encoder", "text_tower"),
+            components=("encoder", "text_tower", "contrastive_head"),
             parents=(),
             options=("tokenizer", "encoder"),
             objective="image-text contrastive",

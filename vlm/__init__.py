@@ -10,7 +10,9 @@ Names are looked up when first used, so `import vlm` does not import torch.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlm.api import Likelihood, Model, Reply, load
+    from vlm.api import Model, load
+    from vlm.engine.scoring import Likelihood
+    from vlm.replies import Reply
 
     __version__: str
 

@@ -6,7 +6,9 @@ from threading import Lock
 from typing import Literal
 
 from vlm.chat.answer import AnswerText
+from vlm.chat.grammar import Grammars
 from vlm.chat.tokenizer import Tokenizer
+from vlm.engine.constraint import Grammar
 from vlm.engine.engine import Engine, EngineConfig
 from vlm.engine.image_cache import ImageCache, image_key
 from vlm.engine.request import Event, Request
@@ -48,6 +50,7 @@ class Answering:
 
     def __init__(self, network: VisionLanguageModel, tokenizer: Tokenizer) -> None:
         self.network, self.tokenizer = network, tokenizer
+        self.grammars = Grammars(tokenizer)
         self.images = ImageCache(IMAGE_CACHE_MB * 2**20)
         self._session: _Session | None = None
         self._lock = Lock()
@@ -70,11 +73,14 @@ class Answering:
         max_tokens: int,
         stop: Sequence[str],
         max_slots: int,
+        grammar: Grammar | None = None,
     ) -> Iterator[list[RunningAnswer]]:
         """Answer prompts; yields all answers after every step and at the end, the same objects.
 
         An iterator that is dropped half way cancels what is left.
 
+        Args:
+            grammar: what every answer must look like.
         Raises:
             UserError: a prompt and its answer are longer than the model's positions.
         """
@@ -83,7 +89,13 @@ class Answering:
         images = {id(image): image for prompt in prompts for image in prompt.images}
         keys = {name: image_key(image) for name, image in images.items()}
         requests = [
-            Request(prompt, sampling, max_tokens, tuple(keys[id(image)] for image in prompt.images))
+            Request(
+                prompt,
+                sampling,
+                max_tokens,
+                tuple(keys[id(image)] for image in prompt.images),
+                grammar,
+            )
             for prompt, sampling in zip(prompts, samplings, strict=True)
         ]
         session = self._fitting(prompts, max_tokens, max_slots)

@@ -1,78 +1,38 @@
 """The public API: load a model folder, ask, caption, chat, stream."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from encoders.tiling import TiledImage
 from vlm.adapters.folder import is_adapter_folder, read_adapter
 from vlm.answering import Answering, RunningAnswer
 from vlm.chat.processor import Processor
+from vlm.config import load_config
 from vlm.engine.sampling import SamplingConfig
 from vlm.engine.scoring import Likelihood
 from vlm.errors import UserError
 from vlm.images import read_image
 from vlm.inputs import Example, batch_order
 from vlm.likelihood import Likelihoods
+from vlm.messages import ImageSource, as_sequence, question_chat, split_images
 from vlm.model import VisionLanguageModel
+from vlm.replies import AnswerConfig, Reply, answer_config, checked_reply, whole_reply
+from vlm.safety.answer import HeldAnswer
+from vlm.safety.config import SafetyConfig
+from vlm.safety.policy import Safety
 from vlm.weights.folder import COMPONENTS, load_component, read_component, read_folder_config
 from vlm.weights.quantized import Saving, parse_quantization
 from vlm.weights.quantized import quantize as quantized
 
-ImageSource = str | Path | bytes | Image.Image
 # Messages, see `Model.chat`; or a text, which is continued as it stands, without a chat template.
 Prompt = str | Sequence[Mapping[str, Any]]
-FinishReason = Literal["stop", "length"]
 
 CAPTION_PROMPT = "Describe the image."
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class AnswerConfig(SamplingConfig):
-    """How an answer is generated.
-
-    max_tokens: at most this many new tokens.
-    stop: the answer ends before the first of these strings.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    max_tokens: PositiveInt = 128
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-
-
-class Usage(BaseModel):
-    """Text tokens of a request; image tokens are not text."""
-
-    prompt_tokens: int
-    completion_tokens: int
-
-
-@dataclass(frozen=True)
-class TokenLogprob:
-    """A token of an answer, its log probability, and the likeliest tokens with theirs."""
-
-    token_id: int
-    logprob: float
-    top: tuple[tuple[int, float], ...]
-
-
-@dataclass(frozen=True)
-class Reply:
-    """An answer; `finish_reason` is "length" when `max_tokens` cut it off.
-
-    logprobs: of every token that was generated, if the setting `logprobs` asked for them.
-    """
-
-    text: str
-    finish_reason: FinishReason
-    usage: Usage
-    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Model:
@@ -82,6 +42,9 @@ class Model:
     `top_p`, `seed`, `stop` and others. What was computed of pictures and conversations is kept for
     later calls, so the weights must not change behind it. Threads may call it at the same time.
 
+    safety: the policy on what is asked and answered, if there is one. A conversation that it
+        refuses raises `vlm.safety.policy.ContentPolicyError`; of an answer that it withholds, its
+        notice is the text.
     saving: what rounded weights take, where some were.
     """
 
@@ -90,11 +53,13 @@ class Model:
         network: VisionLanguageModel,
         processor: Processor,
         folder: Path,
+        safety: Safety | None = None,
         saving: Saving | None = None,
     ) -> None:
         self.network = network.eval()
         self.processor = processor
         self.folder = folder
+        self.safety = safety
         self.saving = saving
         self.answering = Answering(self.network, processor.tokenizer)
         self.likelihoods = Likelihoods(self.network, processor, self.answering.images)
@@ -108,7 +73,7 @@ class Model:
         self, images: ImageSource | Sequence[ImageSource], question: str, **settings: Any
     ) -> str:
         """Answer a question about one image, several, or none."""
-        return self.answer_batch([(_as_sequence(images), question)], **settings)[0]
+        return self.answer_batch([(as_sequence(images), question)], **settings)[0]
 
     def caption(self, image: ImageSource, **settings: Any) -> str:
         """Describe an image."""
@@ -126,19 +91,38 @@ class Model:
         """
         return self._reply([self._prompt(messages)], settings)[0]
 
+    def prompt_text(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The text that an answer to a conversation follows, as the model reads it: with what the
+        chat template writes, special tokens among it; an image is `<|image|>`.
+        """
+        ids = self._prompt(messages).input_ids.tolist()
+        return self.processor.tokenizer.decode(ids, skip_special=False)
+
     def choices(
         self, messages: Sequence[Mapping[str, Any]], num_choices: int, **settings: Any
     ) -> list[Reply]:
         """Like `chat`, giving several answers; with a `seed`, each has the next one as its own."""
-        seed = self._config(settings).seed
+        seed = answer_config(settings).seed
         seeds = [None if seed is None else (seed + index) % 2**64 for index in range(num_choices)]
         prompts = [self._prompt(messages)] * num_choices
         return self._reply(prompts, settings, num_choices, seeds)
 
     def stream(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> Iterator[str]:
-        """Like `chat`, giving the answer's text in pieces as it is generated."""
-        for (answer,) in self._run([self._prompt(messages)], self._config(settings), 1):
-            yield from answer.text.new_pieces(final=answer.finish_reason is not None)
+        """Like `chat`, giving the answer's text in pieces as it is generated.
+
+        Under a content policy each sentence is held back until it has been checked.
+        """
+        held = None if self.safety is None else HeldAnswer(self.safety)
+        for (answer,) in self._run([self._prompt(messages)], answer_config(settings), 1):
+            final = answer.finish_reason is not None
+            if held is None:
+                yield from answer.text.new_pieces(final)
+                continue
+            release = held.add("".join(answer.text.new_pieces(final)), final)
+            if release.text:
+                yield release.text
+            if release.blocked:
+                return
 
     def answer_batch(
         self,
@@ -146,28 +130,65 @@ class Model:
         batch_size: int = 32,
         **settings: Any,
     ) -> list[str]:
-        """Answer (images, question) requests, up to `batch_size` at a time.
+        """Answer (images, question) requests, up to `batch_size` at a time; see `chat_batch`."""
+        chats = [question_chat(images, question) for images, question in requests]
+        return [reply.text for reply in self.chat_batch(chats, batch_size, **settings)]
 
-        Requests that show the same objects as images stay together: such an image is read, tiled
-        and encoded once.
+    def chat_batch(
+        self,
+        conversations: Sequence[Sequence[Mapping[str, Any]]],
+        batch_size: int = 32,
+        **settings: Any,
+    ) -> list[Reply]:
+        """Answer the last messages of many conversations, up to `batch_size` at a time.
+
+        Conversations that show the same objects as images stay together: such an image is read,
+        tiled and encoded once.
         """
-        tiled = self._tile_each([image for images, _ in requests for image in images])
+        chats = [split_images(messages) for messages in conversations]
+        if self.safety is not None:
+            for messages, images in chats:
+                _check_input(self.safety, messages, [read_image(image) for image in images])
+        tiled = self._tile_each([image for _, images in chats for image in images])
         prompts = [
             self.processor.encode(
-                *_question_chat(question, [tiled[id(image)] for image in images]),
-                add_generation_prompt=True,
+                messages, [tiled[id(image)] for image in images], add_generation_prompt=True
             )
-            for images, question in requests
+            for messages, images in chats
         ]
+        return self._reply_in_order(prompts, batch_size, settings)
+
+    def complete_batch(
+        self, texts: Sequence[str], batch_size: int = 32, **settings: Any
+    ) -> list[Reply]:
+        """Continue raw texts, without the chat template, as a model of text alone is used.
+
+        The replies' texts are what follows, with the whitespace that it begins with.
+        """
+        prompts = []
+        for text in texts:
+            ids = torch.tensor(self.processor.tokenizer.encode_start(text), dtype=torch.int64)
+            if not len(ids):
+                raise UserError("an empty text cannot be continued: the tokenizer has no start")
+            prompts.append(Example(ids, torch.zeros(len(ids), dtype=torch.bool), ()))
+        return self._reply_in_order(prompts, batch_size, settings, strip=False)
+
+    def _reply_in_order(
+        self,
+        prompts: Sequence[Example],
+        batch_size: int,
+        settings: Mapping[str, Any],
+        strip: bool = True,
+    ) -> list[Reply]:
+        """Answer prompts by length; the replies are in the order of the prompts."""
         order = batch_order(
             [len(prompt.input_ids) for prompt in prompts],
             [tuple(map(id, prompt.images)) for prompt in prompts],
         )
-        replies = self._reply([prompts[index] for index in order], settings, batch_size)
-        texts = [""] * len(prompts)
-        for index, reply in zip(order, replies, strict=True):
-            texts[index] = reply.text
-        return texts
+        sorted_prompts = [prompts[index] for index in order]
+        replies = self._reply(sorted_prompts, settings, batch_size, strip=strip)
+        placed = dict(zip(order, replies, strict=True))
+        return [placed[index] for index in range(len(prompts))]
 
     def score(self, prompt: Prompt, continuations: Sequence[str]) -> list[Likelihood]:
         """Return how likely each text is as what comes next; see `score_batch`."""
@@ -187,7 +208,7 @@ class Model:
             UserError: a malformed message, a picture that cannot be read, or a continuation
                 without tokens or too long.
         """
-        chats = [_split_images(p) if not isinstance(p, str) else ([], []) for p, _ in requests]
+        chats = [split_images(p) if not isinstance(p, str) else ([], []) for p, _ in requests]
         tiled = self._tile_each([image for _, images in chats for image in images])
         choices = [
             self.likelihoods.continuations(prompt, continuations)
@@ -224,25 +245,14 @@ class Model:
         settings: Mapping[str, Any],
         max_slots: int = 1,
         seeds: Sequence[int | None] | None = None,
+        strip: bool = True,
     ) -> list[Reply]:
         answers: list[RunningAnswer] = []
-        for running in self._run(prompts, self._config(settings), max_slots, seeds):
+        for running in self._run(prompts, answer_config(settings), max_slots, seeds):
             answers = running
+        replies = [whole_reply(*pair, strip) for pair in zip(prompts, answers, strict=True)]
         return [
-            Reply(
-                answer.text.text.strip(),
-                "stop" if answer.finish_reason == "stop" else "length",
-                Usage(
-                    prompt_tokens=len(prompt.input_ids),
-                    completion_tokens=len(answer.text.token_ids),
-                ),
-                tuple(
-                    TokenLogprob(event.token, event.logprob, event.top_logprobs)
-                    for event in answer.events
-                    if event.token is not None and event.logprob is not None
-                ),
-            )
-            for prompt, answer in zip(prompts, answers, strict=True)
+            reply if self.safety is None else checked_reply(reply, self.safety) for reply in replies
         ]
 
     def _run(
@@ -257,33 +267,26 @@ class Model:
             SamplingConfig.model_validate({**fields, "seed": seed})
             for seed in seeds or [config.seed] * len(prompts)
         ]
-        return self.answering.run(prompts, samplings, config.max_tokens, config.stop, max_slots)
+        grammar = None
+        if config.json_schema is not None:
+            grammar = self.answering.grammars.compile(config.json_schema)
+        return self.answering.run(
+            prompts, samplings, config.max_tokens, config.stop, max_slots, grammar
+        )
 
     def _prompt(self, messages: Sequence[Mapping[str, Any]]) -> Example:
-        plain, images = _split_images(messages)
+        plain, images = split_images(messages)
         pictures = [read_image(image) for image in images]
+        if self.safety is not None:
+            _check_input(self.safety, plain, pictures)
         return self.processor.encode(plain, pictures, add_generation_prompt=True)
-
-    @staticmethod
-    def _config(settings: Mapping[str, Any]) -> AnswerConfig:
-        unknown = set(settings) - set(AnswerConfig.model_fields)
-        if unknown:
-            raise UserError(
-                f"unknown setting {sorted(unknown)[0]!r}; "
-                f"there are {', '.join(AnswerConfig.model_fields)}"
-            )
-        try:
-            return AnswerConfig.model_validate(settings)
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(map(str, first["loc"]))
-            raise UserError(f"setting {name} is {first['input']!r}: {first['msg']}") from None
 
 
 def load(
     path: str | Path,
     device: str = "auto",
     dtype: str = "auto",
+    safety: str | Path | SafetyConfig | None = None,
     quantize: str | Sequence[str] | Mapping[str, str] | None = None,
 ) -> Model:
     """Load a model folder: one of ours, or one of transformers' Mllama (Llama 3.2 Vision).
@@ -294,13 +297,22 @@ def load(
         device: "auto" is the first GPU where there is one, else the CPU.
         dtype: "float32", "bfloat16", "float16"; "auto" is bfloat16 on a GPU and for int4, else
             float32.
+        safety: a policy on what is asked and answered, or a YAML file of one; None: no policy.
         quantize: hold the weights of the decoder's layers in "int8" or "int4", or those of the
             parts named: {"decoder": "int4", "output": "int8"}; see vlm/weights/quantized.py.
     Raises:
         UserError: the folder is missing, damaged, holds only a part of a model or one of another
-            kind; an adapter's base is not there, or is another model; it cannot be quantized so.
+            kind; an adapter's base is not there, or is another model; a classifier of the policy
+            cannot be loaded; the weights cannot be rounded so.
     """
-    folder, parts = Path(path), parse_quantization(quantize)
+    parts = parse_quantization(quantize)
+    policy = None
+    if safety is not None:
+        rules = safety
+        if not isinstance(rules, SafetyConfig):
+            rules = load_config(SafetyConfig, Path(rules))
+        policy = Safety(rules)
+    folder = Path(path)
     adapter = read_adapter(folder) if is_adapter_folder(folder) else None
     weights = folder if adapter is None else adapter.base
     config = read_folder_config(weights)
@@ -311,23 +323,21 @@ def load(
             "load the folder of an align or finetune stage"
         )
     target = find_device(device)
-    if dtype not in (*DTYPES, "auto"):
-        raise UserError(f"unknown dtype {dtype!r}; there are auto, {', '.join(DTYPES)}")
-    if dtype == "auto":
-        short = target.type == "cuda" or "int4" in parts.values()
-        dtype = "bfloat16" if short else "float32"
+    if dtype == "auto" and "int4" in parts.values():
+        dtype = "bfloat16"
+    weights_dtype = find_dtype(dtype, target)
     processor = Processor.from_folder(weights, config.model.vision)
     processor.tokenizer.check_fits(config.model.decoder.num_embeddings)
     with torch.device("meta"):
         network = VisionLanguageModel(config.model, processor.tokenizer.image_id)
-    network.to_empty(device=target).to(DTYPES[dtype])
+    network.to_empty(device=target).to(weights_dtype)
     for component in COMPONENTS:
         tensors = read_component(weights, component)
         load_component(getattr(network, component), tensors, component, weights)
     if adapter is not None:
         adapter.merge_into(network)
     saving = quantized(network.requires_grad_(False), parts) if parts else None
-    return Model(network, processor, folder, saving)
+    return Model(network, processor, folder, policy, saving)
 
 
 def find_device(name: str) -> torch.device:
@@ -347,51 +357,19 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def _as_sequence(images: ImageSource | Sequence[ImageSource]) -> Sequence[ImageSource]:
-    if isinstance(images, str | Path | bytes | Image.Image):
-        return [images]
-    return images
+def find_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the dtype that a user names; "auto" is bfloat16 on a GPU, float32 on the CPU.
+
+    Raises:
+        UserError: there is no such dtype.
+    """
+    if name not in (*DTYPES, "auto"):
+        raise UserError(f"unknown dtype {name!r}; there are auto, {', '.join(DTYPES)}")
+    return DTYPES[name if name != "auto" else ("bfloat16" if device.type == "cuda" else "float32")]
 
 
-def _question_chat(
-    question: str, images: Sequence[TiledImage]
-) -> tuple[list[dict[str, Any]], Sequence[TiledImage]]:
-    """A chat that shows images and asks a question, and its images."""
-    parts = [*({"type": "image"} for _ in images), {"type": "text", "text": question}]
-    return [{"role": "user", "content": parts}], images
-
-
-def _split_images(
-    messages: Sequence[Mapping[str, Any]],
-) -> tuple[list[dict[str, Any]], list[ImageSource]]:
-    """Separate the images of messages from their places."""
-    plain: list[dict[str, Any]] = []
-    images: list[ImageSource] = []
-    for number, message in enumerate(messages):
-        where = f"messages[{number}]"
-        if not isinstance(message, Mapping):
-            raise UserError(f"{where} is a {type(message).__name__}, needed: role and content")
-        if set(message) != {"role", "content"}:
-            raise UserError(f"{where} has the keys {sorted(message)}, needed: role and content")
-        content = message["content"]
-        if not isinstance(content, str | list | tuple):
-            raise UserError(
-                f"the content of {where} is a {type(content).__name__}, "
-                "needed: text or a list of parts"
-            )
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        kept = []
-        for part in parts:
-            match part:
-                case {"type": "image", "image": image}:
-                    images.append(image)
-                    kept.append({"type": "image"})
-                case {"type": "text", "text": str(text)}:
-                    kept.append({"type": "text", "text": text})
-                case _:
-                    raise UserError(
-                        f"{where} has a part that is neither "
-                        '{"type": "text", "text": ...} nor {"type": "image", "image": ...}'
-                    )
-        plain.append({"role": message["role"], "content": kept})
-    return plain, images
+def _check_input(
+    safety: Safety, messages: Sequence[Mapping[str, Any]], pictures: Sequence[Image.Image]
+) -> None:
+    texts = [part["text"] for m in messages for part in m["content"] if "text" in part]
+    safety.check_input("\n".join(texts), pictures)

@@ -35,7 +35,9 @@ COMMANDS = {
     "serve": Command(
         "vlm.server.commands", "Serve a model over HTTP, in the form of OpenAI's API."
     ),
-    "eval": Command("eval.commands", "Measure a model on question shards."),
+    "safety": Command("vlm.safety.commands", "Train a small classifier for a content policy."),
+    "demo": Command("vlm.demo.commands", "Caption pictures and ask about them in the browser."),
+    "eval": Command("eval.commands", "Measure models on benchmarks."),
     "convert": Command(
         "training.commands", "Models from and to transformers; adapters and checkpoints to models."
     ),

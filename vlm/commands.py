@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from vlm.api import Model
 
-CAPTION_BATCH_IMAGES = 32
 CHAT_HELP = "/image PATH adds a picture to the next message, /reset starts anew, /quit leaves"
 
 ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder.")]
@@ -23,8 +22,19 @@ Images = Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Picture fil
 MaxTokens = Annotated[int, typer.Option(min=1, help="At most this many new tokens.")]
 Temperature = Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")]
 TopP = Annotated[float, typer.Option(min=0, max=1, help="Draw from the likeliest this share.")]
+TopK = Annotated[int | None, typer.Option(min=1, help="Draw from so many of the likeliest.")]
+MinP = Annotated[
+    float, typer.Option(min=0, max=1, help="Leave out what is this much less likely than the best.")
+]
+Penalty = Annotated[
+    float, typer.Option("--repetition-penalty", min=0.01, help="Above 1: say less of it again.")
+]
 Seed = Annotated[int | None, typer.Option(help="Same seed, same answer, when temperature > 0.")]
 Stop = Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")]
+Safety = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="A content policy as YAML; docs/serving.md."),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 app = typer.Typer(add_completion=False)
@@ -38,48 +48,65 @@ def ask(
     max_tokens: MaxTokens = 128,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
+    top_k: TopK = None,
+    min_p: MinP = 0.0,
+    repetition_penalty: Penalty = 1.0,
     seed: Seed = None,
     stop: Stop = None,
+    safety: Safety = None,
     device: Device = "auto",
 ) -> None:
     """Ask a question about one or more pictures; the answer appears as it is written."""
-    settings = _settings(max_tokens, temperature, top_p, seed, stop)
+    settings = _settings(
+        max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, stop
+    )
     content = [*_image_parts(map(_read_image, images)), {"type": "text", "text": question}]
-    _print_stream(_load(model, device), [{"role": "user", "content": content}], settings)
+    _print_stream(_load(model, device, safety), [{"role": "user", "content": content}], settings)
 
 
 @app.command()
 def caption(
     model: ModelFolder,
-    images: Images,
+    pictures: Annotated[
+        list[Path], typer.Argument(metavar="PATH", help="Picture files, or folders of them.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="A .jsonl or .csv to write to; goes on with what is there."
+        ),
+    ] = None,
     max_tokens: MaxTokens = 128,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
+    top_k: TopK = None,
+    min_p: MinP = 0.0,
+    repetition_penalty: Penalty = 1.0,
     seed: Seed = None,
     stop: Stop = None,
+    safety: Safety = None,
     device: Device = "auto",
 ) -> None:
-    """Describe pictures: one line `path: caption` each.
+    """Describe pictures: one line `path: caption` each, or a line of --out.
 
     Files that cannot be read are named on stderr and the others described; the exit code is
-    then 2.
+    then 2. With --out, a run that was stopped goes on where it was; a picture's name is its path
+    below the folder if that is all that is given.
     """
-    from vlm.api import CAPTION_PROMPT
+    from vlm.caption_file import CaptionFile
+    from vlm.captioning import expanded, named_files, print_captions, write_captions
 
-    settings = _settings(max_tokens, temperature, top_p, seed, stop)
-    loaded = _load(model, device)
-    num_unreadable = 0
-    for start in range(0, len(images), CAPTION_BATCH_IMAGES):
-        pictures: dict[Path, Image.Image] = {}
-        for path in images[start : start + CAPTION_BATCH_IMAGES]:
-            try:
-                pictures[path] = _read_image(path)
-            except UserError as error:
-                print("error:", error, file=sys.stderr)
-                num_unreadable += 1
-        requests = [([picture], CAPTION_PROMPT) for picture in pictures.values()]
-        for path, text in zip(pictures, loaded.answer_batch(requests, **settings), strict=True):
-            print(f"{path}: {' '.join(text.split())}", flush=True)
+    settings = _settings(
+        max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, stop
+    )
+    if out is None:
+        paths = expanded(pictures)
+        num_unreadable = print_captions(_load(model, device, safety), paths, **settings)
+    else:
+        files = named_files(pictures)
+        with CaptionFile(out) as written:
+            loaded = _load(model, device, safety)
+            num_unreadable = write_captions(loaded, files, written, **settings)
     if num_unreadable:
         raise typer.Exit(2)
 
@@ -90,13 +117,19 @@ def chat(
     max_tokens: MaxTokens = 128,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
+    top_k: TopK = None,
+    min_p: MinP = 0.0,
+    repetition_penalty: Penalty = 1.0,
     seed: Seed = None,
     stop: Stop = None,
+    safety: Safety = None,
     device: Device = "auto",
 ) -> None:
     """Talk with a model about pictures: a line in, an answer out, until the input ends."""
-    settings = _settings(max_tokens, temperature, top_p, seed, stop)
-    loaded = _load(model, device)
+    settings = _settings(
+        max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, stop
+    )
+    loaded = _load(model, device, safety)
     messages: list[dict[str, Any]] = []
     pictures: list[Image.Image] = []  # for the next message
     for line in _lines():
@@ -143,6 +176,9 @@ def _settings(
     max_tokens: int,
     temperature: float,
     top_p: float,
+    top_k: int | None,
+    min_p: float,
+    repetition_penalty: float,
     seed: int | None,
     stop: list[str] | None,
 ) -> dict[str, Any]:
@@ -150,15 +186,18 @@ def _settings(
         "max_tokens": max_tokens,
         "temperature": temperature,
         "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
         "seed": seed,
         "stop": tuple(stop or ()),
     }
 
 
-def _load(folder: Path, device: str) -> "Model":
+def _load(folder: Path, device: str, safety: Path | None) -> "Model":
     from vlm.api import load
 
-    return load(folder, device=device)
+    return load(folder, device=device, safety=safety)
 
 
 def _read_image(path: Path) -> "Image.Image":

@@ -52,7 +52,8 @@ class ImageInputs:
 
     An image that several rows show (questions about one picture) stands here once.
 
-    pixels: (T, 3, px, px) uint8; None where `features` stand for them.
+    pixels: (T, 3, px, px) uint8, or floating where their gradient is wanted; None where
+        `features` stand for them.
     num_tiles: (images,) int64, tiles of each image.
     aspect_ratio_ids: (images,) int64, 1-based canvas ids.
     num_images: (B,) int64, images that each row shows.

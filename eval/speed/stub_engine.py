@@ -12,6 +12,7 @@ from vlm.engine.request import Event, FinishReason, Request
 
 LOGPROB = -0.25
 OTHER_TOKEN = 0
+KEPT_REQUESTS = 16
 
 
 @dataclass
@@ -28,6 +29,7 @@ class StubEngine:
     slots: requests that run at the same time.
     step_s: how long a step takes.
     fails: whether a request fails in its first step.
+    requests: the last ones, for tests; with their pictures, so that all of them would fill memory.
     """
 
     def __init__(
@@ -39,7 +41,8 @@ class StubEngine:
         fails: Callable[[Request], bool] = lambda request: False,
     ) -> None:
         self.cancelled: list[int] = []
-        self.requests: list[Request] = []
+        self.requests: deque[Request] = deque(maxlen=KEPT_REQUESTS)
+        self.num_requests = 0
         self.num_steps = 0
         self._answer = tuple(answer)
         self._slots = slots
@@ -61,7 +64,8 @@ class StubEngine:
 
     def submit(self, request: Request) -> int:
         """Queue a request and return its number."""
-        request_id = len(self.requests)
+        request_id = self.num_requests
+        self.num_requests += 1
         self.requests.append(request)
         self._waiting.append(_Row(request_id, request))
         return request_id

@@ -9,7 +9,8 @@ from PIL import Image
 
 from data.pack import pack
 from data.schema import RawSample, Reject, Sample
-from data.show import OPEN_TURNS, THUMBNAIL_PX, Wanted, contact_sheet, spread
+from data.show import OPEN_TURNS, Wanted, contact_sheet, spread
+from data.thumbnails import THUMBNAIL_PX
 from vlm.errors import UserError
 
 HOSTILE = '<script>alert("&")</script>'

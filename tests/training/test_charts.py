@@ -3,8 +3,7 @@ import re
 import pytest
 
 from data.charts import CHART_PX, MAX_TICKS, PLOT_PX, linear_axis, log_axis, value_axis
-from eval.metrics import accuracy
-from training.charts import Curve, chart, strip
+from training.charts import Curve, chart
 
 
 def places(svg: str) -> list[tuple[float, float]]:
@@ -69,16 +68,3 @@ def test_a_curve_without_points_is_left_out_and_a_single_point_gets_a_dot() -> N
     svg = chart("loss", "x", [Curve("train", [(1, 3.0)], False), Curve("held", [], True)], 1)
     assert svg.count("<circle") == 1 and "train" in svg and "held" not in svg
     assert "<circle" not in chart("loss", "x", [Curve("none", [], True)], 10)
-
-
-def test_a_strip_orders_its_shares_from_left_to_right() -> None:
-    svg = strip({"model": accuracy([1.0] * 9 + [0.0]), "blind": accuracy([1.0, 0.0])})
-    x_model, x_blind = (float(x) for x in re.findall(r'cx="([\d.]+)"', svg))
-    assert x_blind == 200 and x_blind < x_model < 400
-    for low, high, x in zip(
-        re.findall(r'whisker d="M([\d.]+) ', svg),
-        re.findall(r'whisker[^>]*H([\d.]+)"', svg),
-        (x_model, x_blind),
-        strict=True,
-    ):
-        assert float(low) < x < float(high)

@@ -11,6 +11,7 @@ import torch
 
 from data.pack import pack
 from data.shards import read_folder
+from eval.benchmark import find_benchmark
 from eval.run import EvalConfig, evaluate
 from training.config import TrainConfig
 from training.evaluation import source_names
@@ -71,9 +72,10 @@ def test_questions_are_answered_as_vlm_eval_does_and_the_rest_of_the_run_stays_a
     train_stage(config)
     found = records(config, "evaluation")
     assert [r["step"] for r in found] == [1, 2]
-    limits = EvalConfig(limit=9, max_tokens=4)
-    report = evaluate(load(config.out), shards / "validation", limits).report
-    assert found[-1]["accuracy"] == report.accuracy
+    benchmark = find_benchmark("shards", ("decoding.max_tokens=4",))
+    out, limits = tmp_path / "report.json", EvalConfig(limit=9)
+    report = evaluate(load(config.out), benchmark, shards / "validation", out, limits).report
+    assert found[-1]["accuracy"] == report.overall.headline().value
     kinds = {name.partition("/")[2] for name in found[-1] if name.startswith("accuracy/")}
     assert kinds == set(report.types)
     plain = stage_config("finetune", tmp_path / "plain", steps=2)

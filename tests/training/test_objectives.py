@@ -13,10 +13,11 @@ from torch import Tensor
 
 from data.collate import ChatBatch, PairBatch, collate_chats
 from data.loader import LoaderState
-from encoders.config import TextTowerConfig
-from training.config import ContrastiveConfig, TrainConfig
-from training.objectives import Contrastive, ContrastiveHead, NextToken, recall
+from training.config import TrainConfig
+from training.objectives import Contrastive, NextToken, recall
+from training.run import train_stage
 from training.setup import Setup, build_setup
+from vlm.contrastive import ContrastiveHead, load_two_towers
 from vlm.inputs import ImageInputs, ModelInputs
 from vlm.model import VisionLanguageModel
 
@@ -117,16 +118,32 @@ def test_packing_changes_neither_loss_nor_gradient_nor_the_figures_of_validation
 
 
 def test_an_image_is_the_mean_of_all_tokens_of_its_tiles() -> None:
-    tower = TextTowerConfig(
-        vocab_size=9, max_tokens=4, hidden_size=2, num_layers=1, num_heads=1, embedding_size=2
-    )
-    head = ContrastiveHead(ContrastiveConfig(text_tower=tower), features_size=2)
+    head = ContrastiveHead(features_size=2, embedding_size=2, sigmoid=False)
     with torch.no_grad():
         head.image_projection.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
     features = torch.tensor([[[1.0, 1.0], [3.0, 1.0]], [[4.0, 5.0], [8.0, 5.0]], [[7.0, 9.0]] * 2])
     counts = torch.tensor([2, 1])
     images = ImageInputs(torch.zeros(3), counts, torch.ones(2), torch.ones(2), torch.arange(2))
     assert head(features, images).tolist() == [[4.0, 6.0], [7.0, 18.0]]
+
+
+@pytest.mark.parametrize("loss", ["clip", "siglip"])
+def test_a_finished_encoder_stage_gives_back_its_towers(
+    loss: str, stage_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    plain = stage_config("encoder", tmp_path / "plain")
+    assert plain.contrastive is not None
+    section = {"loss": loss, "text_tower": plain.contrastive.text_tower.model_dump()}
+    config = stage_config("encoder", tmp_path / "out", contrastive=section, steps=1)
+    result = train_stage(config)
+    towers, processor, max_tokens = load_two_towers(config.out, torch.device("cpu"), torch.float32)
+    assert max_tokens == plain.contrastive.text_tower.max_tokens
+    setup = build_setup(stage_config("encoder", tmp_path / "other", contrastive=section))
+    assert setup.validation is not None and setup.config.contrastive is not None
+    objective = Contrastive(towers, setup.config.contrastive, processor.tokenizer.pad_id)
+    found = setup.validation.figures(objective, torch.device("cpu"))["validation"]
+    assert {name: found[name] for name in result.figures} == result.figures
+    assert result.figures["loss"] > 0
 
 
 @torch.no_grad()

@@ -11,9 +11,10 @@ import pytest
 
 from data.shape_samples import png_bytes
 from data.shapes import make_scene
-from eval.baselines import Majority
-from eval.predict import Prediction
-from eval.report import DataFacts, ModelFacts, Report, Run, build_report
+from eval.benchmark import find_benchmark
+from eval.items import Answer, Item
+from eval.report import DataFacts, ModelFacts, Report, Run, Side, build_report
+from eval.scoring import Scored, score
 from training.quickstart_report import (
     ShownQuestion,
     ShownScene,
@@ -26,11 +27,22 @@ HOSTILE = "<script>alert('\"&')</script>"
 PICTURE = png_bytes(make_scene(random.Random(0)))
 RUN = Run(
     model=ModelFacts(folder="my runs/q/finetune", stage="f", weights_sha256={}, seed=3, commit=""),
-    data=DataFacts(folder="my runs/q/shards/test", manifest_sha256="d" * 64, limit=None),
+    data=DataFacts(
+        folder="my runs/q/shards/test",
+        sha256="d" * 64,
+        num_items=16,
+        limit=None,
+        num_published=None,
+    ),
     majority_from=None,
+    benchmark={"name": "shards", "prompt": "{question}"},
+    prompt="user: <image> q",
+    preprocessing={"tile_size_px": 24},
+    max_answer_tokens=8,
+    num_cut=0,
     batch_size=2,
-    max_tokens=8,
     device="cpu",
+    dtype="float32",
     commit="0123456789abcdef-dirty",
     versions={"torch": "2.1", HOSTILE: HOSTILE},
     seconds=1.5,
@@ -95,14 +107,19 @@ SCENE = ShownScene(PICTURE, f"a green dot {HOSTILE}", f"a red dot {HOSTILE}", (W
 
 @pytest.fixture
 def report() -> Report:
-    def prediction(kind: str, correct: float, blind: float) -> Prediction:
-        facts = {"key": "k", "question": "q", "answer": "a", "answers": ("a",), "prediction": "p"}
-        scores = {"correct": correct, "blind_correct": blind, "blind_prediction": "p"}
-        return Prediction.model_validate({**facts, **scores, "type": kind})
+    kinds = ["count"] * 8 + [HOSTILE] * 8
+    items = [Item(str(n), "q", type=kind, answers=("a",)) for n, kind in enumerate(kinds)]
 
-    predictions = [prediction("count", n < 7, n < 3) for n in range(8)]
-    predictions += [prediction(HOSTILE, n < 6, n < 4) for n in range(8)]
-    return build_report(predictions, Majority.of([("count", "a"), (HOSTILE, "b")]), RUN)
+    def side(*right: bool) -> Scored:
+        answers = [Answer("", "a" if one else "b") for one in right]
+        return score(find_benchmark("shards"), items, answers)
+
+    sides: dict[Side, Scored] = {
+        "model": side(*(n < 7 for n in range(8)), *(n < 6 for n in range(8))),
+        "blind": side(*(n < 3 for n in range(8)), *(n < 4 for n in range(8))),
+        "majority": side(*[True] * 8, *[False] * 8),
+    }
+    return build_report("packed questions", sides, RUN)
 
 
 def page(report: Report, stages: list[StageResult] = STAGES, *scenes: ShownScene) -> str:
@@ -149,8 +166,8 @@ def test_the_table_has_each_type_with_intervals_then_all(report: Report) -> None
     body = re.findall(r"<tbody>(.*)</tbody>", page(report), re.DOTALL)[0]
     rows = [text(re.sub(r"<svg.*?</svg>", "", row)) for row in body.split("</tr>")[:-1]]
     row = report.types["count"]
-    low, high = 100 * row.accuracy.low, 100 * row.accuracy.high
-    count = f"count 8 87.5 {low:.1f}\N{EN DASH}{high:.1f} 37.5"
+    _, low, high = row.headline().numbers
+    count = f"count 8 87.5 {100 * low:.1f}\N{EN DASH}{100 * high:.1f} 37.5"
     assert [row for row in rows if row.startswith(count)]
     assert rows[-1].startswith("all 16 81.2") and len(rows) == 3
 

@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 
 import vlm
-from vlm import cli, commands
-from vlm.api import AnswerConfig, Model
+from vlm import captioning, cli, commands
+from vlm.api import Model
 from vlm.chat.processor import Processor
 from vlm.config import VLMConfig
 from vlm.model import VisionLanguageModel
+from vlm.replies import AnswerConfig
 from vlm.weights.folder import FORMAT, FolderConfig, save_folder
 
 CONFIG = VLMConfig.model_validate(
@@ -110,6 +111,15 @@ def test_ask_takes_several_pictures(
             ["--temperature", "2", "--seed", "7", "--top-p", "0.1"],
             {"temperature": 2.0, "seed": 7, "top_p": 0.1},
         ),
+        (
+            ["--temperature", "9", "--seed", "7", "--top-k", "3"],
+            {"temperature": 9.0, "seed": 7, "top_k": 3},
+        ),
+        (
+            ["--temperature", "9", "--seed", "7", "--min-p", "0.5"],
+            {"temperature": 9.0, "seed": 7, "min_p": 0.5},
+        ),
+        (["--repetition-penalty", "0.1"], {"repetition_penalty": 0.1}),
         (["--max-tokens", "2"], {"max_tokens": 2}),
     ],
 )
@@ -138,8 +148,8 @@ def test_stop_ends_the_answer_before_the_first_of_its_texts(
 
 
 def test_options_default_to_those_of_the_api() -> None:
-    shown = {"max_tokens", "temperature", "top_p", "seed", "stop"}
-    defaults = AnswerConfig().model_dump(include=shown) | {"stop": None}
+    shown = {"max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed"}
+    defaults = AnswerConfig().model_dump(include=shown) | {"stop": None, "safety": None}
     for command in (commands.ask, commands.caption, commands.chat):
         parameters = inspect.signature(command).parameters
         assert {name: parameters[name].default for name in defaults} == defaults
@@ -152,7 +162,7 @@ def test_caption_prints_a_line_for_each_picture(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(commands, "CAPTION_BATCH_IMAGES", 2)
+    monkeypatch.setattr(captioning, "BATCH_IMAGES", 2)
     chosen = [*pictures, pictures[0]]
     assert run("caption", folder, *chosen) == 0
     captions = [" ".join(model.caption(picture, max_tokens=6).split()) for picture in chosen]

@@ -104,13 +104,33 @@ class Processor:
             UserError: a malformed message, another number of pictures than of image parts, or a
                 chat that the template refuses.
         """
-        structure, texts = _read(messages)
-        num_parts = sum(kinds.count("image") for _, kinds in structure)
+        ids, loss_mask, num_parts = self._encode_texts(messages, add_generation_prompt)
         if num_parts != len(images):
             raise UserError(
                 f"the chat has {num_parts} image parts and comes with {len(images)} pictures; "
                 "each part stands for one picture"
             )
+        return Example(
+            torch.tensor(ids, dtype=torch.int64),
+            torch.tensor(loss_mask, dtype=torch.bool),
+            tuple(self.tile(i) if isinstance(i, Image.Image) else i for i in images),
+        )
+
+    def num_tokens(
+        self, messages: Sequence[Mapping[str, Any] | Message], add_generation_prompt: bool = False
+    ) -> int:
+        """Return how many text tokens a chat has; a picture is one.
+
+        Raises:
+            UserError: a malformed message, or a chat that the template refuses.
+        """
+        return len(self._encode_texts(messages, add_generation_prompt)[0])
+
+    def _encode_texts(
+        self, messages: Sequence[Mapping[str, Any] | Message], add_generation_prompt: bool
+    ) -> tuple[list[int], list[bool], int]:
+        """The ids of a chat, which of them are supervised, and how many pictures it shows."""
+        structure, texts = _read(messages)
         ids: list[int] = []
         loss_mask: list[bool] = []
         for step in self._plan(structure, add_generation_prompt):
@@ -121,11 +141,7 @@ class Processor:
                 words = self.tokenizer.encode(step.trim(texts[step.slot.index]))
                 ids += words
                 loss_mask += [step.supervised] * len(words)
-        return Example(
-            torch.tensor(ids, dtype=torch.int64),
-            torch.tensor(loss_mask, dtype=torch.bool),
-            tuple(self.tile(i) if isinstance(i, Image.Image) else i for i in images),
-        )
+        return ids, loss_mask, sum(kinds.count("image") for _, kinds in structure)
 
     def encode_answer(
         self, messages: Sequence[Mapping[str, Any] | Message], answer: str

@@ -261,6 +261,11 @@ class Tokenizer:
             )
 
     @property
+    def definition(self) -> str:
+        """The content of its `tokenizer.json`."""
+        return self._definition
+
+    @property
     def fingerprint(self) -> str:
         """The SHA-256 of what it is built from, in hexadecimal."""
         parts = (self._definition, json.dumps(self._config, sort_keys=True))

@@ -14,6 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor
 
+from vlm.engine.constraint import constrain
 from vlm.engine.graphs import FixedDecode
 from vlm.engine.image_cache import ImageCache
 from vlm.engine.passes import Chunk, Passes
@@ -133,7 +134,8 @@ class Engine:
         number = self._num_requests
         self._num_requests += 1
         sampler = Sampler(request.sampling, prompt)
-        self._waiting.append(Answer(number, request, prompt, sampler))
+        constraint = None if request.grammar is None else request.grammar.start()
+        self._waiting.append(Answer(number, request, prompt, sampler, constraint))
         return number
 
     def cancel(self, request_id: int) -> None:
@@ -304,13 +306,19 @@ class Engine:
     def _choose_tokens(self, slots: Sequence[Slot], logits: Tensor) -> None:
         """Choose each slot's next token by its (B, V) logits."""
         logits = logits.index_fill(1, self._suppressed, -torch.inf)
-        largest, likeliest = (column.tolist() for column in logits.max(dim=-1))
+        choosable, errors = constrain(logits, [slot.running.constraint for slot in slots])
+        largest, likeliest = (column.tolist() for column in choosable.max(dim=-1))
         for row, slot in enumerate(slots):
+            if row in errors:
+                self._fail(slot, errors[row])
+                continue
             if not math.isfinite(largest[row]):
                 self._fail(slot, "the network's logits are not finite")
                 continue
             sampler = slot.running.sampler
-            token = likeliest[row] if sampler.takes_likeliest else sampler(logits[row])
+            token = likeliest[row] if sampler.takes_likeliest else sampler(choosable[row])
+            if slot.running.constraint is not None:
+                slot.running.constraint.advance(token)
             self._tell(slot, token, logits[row])
 
     def _tell(self, slot: Slot, token: int, logits: Tensor) -> None:

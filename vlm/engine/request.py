@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
+from vlm.engine.constraint import Grammar
 from vlm.engine.image_cache import image_key
 from vlm.engine.sampling import SamplingConfig
 from vlm.inputs import Example
@@ -19,12 +20,14 @@ class Request:
     max_new_tokens: the answer ends there with the reason "length".
     image_keys: for each image of the prompt, a name that only the same picture has; see
         `vlm.engine.image_cache.image_key`.
+    grammar: what the answer must look like; None: anything.
     """
 
     prompt: Example
     sampling: SamplingConfig
     max_new_tokens: int
     image_keys: tuple[str, ...] = ()
+    grammar: Grammar | None = None
 
     @classmethod
     def of(cls, prompt: Example, sampling: SamplingConfig, max_new_tokens: int) -> Self:
@@ -37,7 +40,7 @@ class Event:
     """What became of a request in a step: a token, its end, or both.
 
     token: None where the request ended without one.
-    logprob: the token's log probability, before temperature and cuts, if it was asked for.
+    logprob: the token's log probability, before grammar, temperature and cuts, if it was asked for.
     top_logprobs: the likeliest tokens and their log probabilities, the likeliest first.
     finish_reason: set in a request's last event.
     error: what went wrong, if the reason is "error".

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from vlm.engine.constraint import Constraint
 from vlm.engine.request import Request
 from vlm.engine.row_images import RowImages
 from vlm.engine.sampling import Sampler
@@ -21,6 +22,7 @@ class Answer:
     request: Request
     prompt: list[int]
     sampler: Sampler
+    constraint: Constraint | None = None
     images: RowImages | None = None
     num_written: int = 0
     next_token: int | None = None

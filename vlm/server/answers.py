@@ -1,16 +1,24 @@
 """Answers as they grow: from the engine's tokens to text and log probabilities."""
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from vlm.chat.answer import AnswerText
 from vlm.chat.tokenizer import Tokenizer
+from vlm.engine.constraint import Grammar
 from vlm.engine.request import Event, Request
 from vlm.engine.sampling import SamplingConfig
+from vlm.safety.answer import HeldAnswer
+from vlm.safety.classifier import ClassifierError
+from vlm.safety.policy import Safety
 from vlm.server.facts import RequestFacts
 from vlm.server.prompts import Prompt
 from vlm.server.schema import FinishReason, TokenLogprob, TopLogprob
-from vlm.server.worker import Lease
+from vlm.server.worker import GenerationError, Lease
+
+logger = logging.getLogger(__name__)
 
 SEEDS = 2**64
 
@@ -21,6 +29,7 @@ class Wish:
 
     sampling: of the first; the seeds of others follow its seed.
     with_logprobs: whether clients get log probabilities.
+    grammar: what every answer looks like; None: anything.
     """
 
     max_new_tokens: int
@@ -28,6 +37,7 @@ class Wish:
     stop: tuple[str, ...] = ()
     num_choices: int = 1
     with_logprobs: bool = False
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,13 @@ class Answers:
     """The answers to one prompt; what they took is noted in `facts`."""
 
     def __init__(
-        self, tokenizer: Tokenizer, lease: Lease, prompt: Prompt, wish: Wish, facts: RequestFacts
+        self,
+        tokenizer: Tokenizer,
+        lease: Lease,
+        prompt: Prompt,
+        wish: Wish,
+        facts: RequestFacts,
+        safety: Safety | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._facts = facts
@@ -52,6 +68,9 @@ class Answers:
         self._wish = wish
         self._texts = [AnswerText(tokenizer, wish.stop) for _ in range(wish.num_choices)]
         self._held: list[list[TokenLogprob]] = [[] for _ in self._texts]
+        self._unchecked: list[HeldAnswer] = []
+        if safety is not None and safety.checks_answers:
+            self._unchecked = [HeldAnswer(safety) for _ in self._texts]
         for index in range(wish.num_choices):
             lease.submit(
                 Request(
@@ -59,6 +78,7 @@ class Answers:
                     sampling=_reseeded(wish.sampling, index),
                     max_new_tokens=wish.max_new_tokens,
                     image_keys=prompt.image_keys,
+                    grammar=wish.grammar,
                 )
             )
 
@@ -71,13 +91,37 @@ class Answers:
         """Yield what the answers grow by until all have ended; None when nothing came in time.
 
         Raises:
-            GenerationError: one failed.
+            GenerationError: one failed, or could not be checked.
         """
         while not self._lease.has_ended:
             found = await self._lease.next_event(patience_s)
             grown = None if found is None else self._grow(*found)
+            if grown is not None and self._unchecked:
+                grown = await self._check(grown)
             if found is None or grown is not None:
                 yield grown
+
+    async def _check(self, grown: Growth) -> Growth | None:
+        """What of it may be shown, once the content policy has seen it."""
+        index, unchecked = grown.index, self._unchecked[grown.index]
+        final = grown.finish_reason is not None
+        try:
+            release = await asyncio.to_thread(unchecked.add, grown.text, final)
+        except ClassifierError as error:
+            logger.exception("an answer could not be checked")
+            raise GenerationError(str(error)) from error
+        if release.blocked:
+            self._lease.stop(index)
+            return Growth(index, release.text, finish_reason="content_filter")
+        held = self._held[index]
+        held[:0] = grown.logprobs
+        if not release.text and not final:
+            return None
+        # Tokens tell the text, so they are held for as long as any of it is.
+        logprobs = tuple(held) if unchecked.is_empty else ()
+        if logprobs:
+            held.clear()
+        return Growth(index, release.text, logprobs, grown.finish_reason)
 
     def _grow(self, index: int, event: Event) -> Growth | None:
         text, held = self._texts[index], self._held[index]
@@ -122,8 +166,13 @@ def _reseeded(sampling: SamplingConfig, index: int) -> SamplingConfig:
 
 
 def joined(growths: Sequence[Growth]) -> tuple[str, list[TokenLogprob], FinishReason]:
-    """One answer's growths as its text, its tokens and how it ended."""
+    """One answer's growths as its text, its tokens and how it ended.
+
+    Of one that was withheld, the notice is the text.
+    """
     last = growths[-1].finish_reason
     assert last is not None
+    if last == "content_filter":
+        return growths[-1].text, [], last
     tokens = [token for growth in growths for token in growth.logprobs]
     return "".join(growth.text for growth in growths), tokens, last

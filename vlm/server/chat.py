@@ -102,6 +102,7 @@ async def _start(
         stop=body.stops,
         num_choices=body.n or 1,
         with_logprobs=bool(body.logprobs),
+        grammar=await service.grammar(body.response_format),
     )
     answers = service.answer(lease, prompt, wish, facts_of(request))
     return _Completion(body, service.name, prompt, answers)

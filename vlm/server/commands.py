@@ -37,6 +37,10 @@ def serve(
     allow_image_folder: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Read file:// URLs below this folder.")
     ] = None,
+    safety: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A content policy as YAML; docs/serving.md."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     quantize: Annotated[
@@ -57,6 +61,7 @@ def serve(
         "port": port,
         "api_keys": None if api_keys is None else read_keys(api_keys),
         "allow_image_hosts": allow_image_hosts.split(",") if allow_image_hosts else None,
+        "safety": str(safety) if safety else None,
         "allow_image_folder": str(allow_image_folder) if allow_image_folder else None,
     }
     given = [f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
@@ -86,7 +91,7 @@ def _serve(
     from vlm.server.load import service_of
     from vlm.server.run import serve as run
 
-    model = load(folder, device, dtype, quantize)
+    model = load(folder, device, dtype, quantize=quantize)
     if model.saving is not None:
         before, after = model.saving.before / 2**20, model.saving.after / 2**20
         print(f"rounded weights take {after:.1f} MiB in place of {before:.1f}", flush=True)

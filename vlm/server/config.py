@@ -16,6 +16,8 @@ from pydantic import (
     model_validator,
 )
 
+from vlm.safety.config import SafetyConfig
+
 MIB = 2**20
 
 Host = Annotated[str, Field(pattern=r"^(\*|(\*\.)?[a-z0-9]([a-z0-9.-]*[a-z0-9])?)$")]
@@ -28,6 +30,8 @@ class ServerConfig(BaseModel):
     name: what the model is called in requests; None is the model folder's name.
     api_keys: one of them must come with every request but `/health`. None given: everybody is
         served.
+
+    safety: a policy on what is asked and answered; None: no policy.
 
     max_context: tokens of a prompt and its answer; memory is set aside for so many in each slot.
         None is 8,192, or fewer where the model has fewer.
@@ -67,6 +71,8 @@ class ServerConfig(BaseModel):
     port: int = Field(default=8000, ge=0, le=65535)
     name: str | None = Field(default=None, min_length=1)
     api_keys: tuple[SecretStr, ...] = ()
+
+    safety: SafetyConfig | None = None
 
     max_context: PositiveInt | None = None
     image_cache_mb: PositiveInt = 1024

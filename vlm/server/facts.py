@@ -56,10 +56,10 @@ class JsonLines(logging.Formatter):
 
 
 def log_to_stderr() -> None:
-    """Write this package's and uvicorn's records to stderr, as JSON."""
+    """Write the records of the server, of its content policy and of uvicorn to stderr, as JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    for name in ("vlm.server", "uvicorn"):
+    for name in ("vlm.server", "vlm.safety", "uvicorn"):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.setLevel(logging.INFO)

@@ -7,12 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from encoders.tiling import TiledImage
+from PIL import Image
+
 from vlm.chat.processor import Processor
 from vlm.engine.image_cache import image_key
 from vlm.errors import UserError
 from vlm.images import ImageError, read_image
 from vlm.inputs import Example
+from vlm.safety.policy import ContentPolicyError, Safety
 from vlm.server.config import ServerConfig
 from vlm.server.errors import ApiError
 from vlm.server.images import ImageSource
@@ -50,8 +52,15 @@ class _Reference:
 class PromptReader:
     """Reads conversations, a few at a time."""
 
-    def __init__(self, processor: Processor, config: ServerConfig, source: ImageSource) -> None:
+    def __init__(
+        self,
+        processor: Processor,
+        config: ServerConfig,
+        source: ImageSource,
+        safety: Safety | None = None,
+    ) -> None:
         self._processor = processor
+        self._safety = safety
         self._config = config
         self._source = source
         self._threads = ThreadPoolExecutor(config.decode_threads, "decode")
@@ -65,7 +74,8 @@ class PromptReader:
 
         Raises:
             ApiError: an image that is not allowed or cannot be read, too many of them, too long a
-                text, or what the model's chat template refuses.
+                text, or what the model's chat template or the content policy refuses.
+            ClassifierError: the content policy could not be applied.
         """
         references: list[_Reference] = []
         plain: list[dict[str, Any]] = []
@@ -135,25 +145,35 @@ class PromptReader:
         references: Sequence[_Reference],
         param: str,
     ) -> Prompt:
-        images, keys = [], []
-        for reference in references:
-            image, key = self._decode(reference)
-            images.append(image)
-            keys.append(key)
+        pictures = [self._decode(reference) for reference in references]
+        self._check_policy(messages, pictures, param)
+        images = [self._processor.tile(picture) for picture in pictures]
         try:
             example = self._processor.encode(messages, images, add_generation_prompt=True)
         except UserError as error:
             raise ApiError(400, f"{param}: {error}", param) from error
-        return Prompt(example, tuple(keys))
+        return Prompt(example, tuple(map(image_key, images)))
 
-    def _decode(self, reference: _Reference) -> tuple[TiledImage, str]:
+    def _check_policy(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        pictures: Sequence[Image.Image],
+        param: str,
+    ) -> None:
+        if self._safety is None:
+            return
+        texts = [part["text"] for m in messages for part in m["content"] if "text" in part]
+        try:
+            self._safety.check_input("\n".join(texts), pictures)
+        except ContentPolicyError as error:
+            raise ApiError(400, str(error), param, "content_policy") from error
+
+    def _decode(self, reference: _Reference) -> Image.Image:
         content, param = reference.content, reference.param
         if content is None:
             content = self._source.read(reference.url, param)
         try:
-            picture = read_image(content, self._config.max_pixels)
+            return read_image(content, self._config.max_pixels)
         except ImageError as error:
             reason = INTERNALS.sub("...", str(error))
             raise ApiError(400, f"{param}: {reason}", param, "invalid_image") from error
-        image = self._processor.tile(picture)
-        return image, image_key(image)

@@ -122,10 +122,33 @@ class StreamOptions(_Received):
     include_usage: bool = False
 
 
-class TextFormat(_Received):
-    """The one form of answers: text."""
+class JsonSchema(_Received):
+    """A JSON schema. It is always followed to the letter, whatever `strict` says."""
 
-    type: Literal["text"]
+    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    description: str | None = None
+    content: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(_Received):
+    """What answers look like: text, JSON of a schema, or any JSON object."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @property
+    def schema_of_answers(self) -> dict[str, Any] | None:
+        """The JSON schema; None is text."""
+        if self.json_schema is not None:
+            return self.json_schema.content
+        return {"type": "object"} if self.type == "json_object" else None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.json_schema is not None) != (self.type == "json_schema"):
+            raise ValueError("the type `json_schema`, and no other, comes with a json_schema")
+        return self
 
 
 class ChatRequest(_Received):
@@ -153,7 +176,7 @@ class ChatRequest(_Received):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
-    response_format: TextFormat | None = None
+    response_format: ResponseFormat | None = None
     frequency_penalty: float | None = Field(default=None, ge=0, le=0, allow_inf_nan=False)
     presence_penalty: float | None = Field(default=None, ge=0, le=0, allow_inf_nan=False)
     top_k: PositiveInt | None = None
@@ -183,7 +206,7 @@ class Usage(BaseModel):
         )
 
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "content_filter"]
 
 
 class TopLogprob(BaseModel):
@@ -215,7 +238,11 @@ class AnswerMessage(BaseModel):
 
 
 class Choice(BaseModel):
-    """One answer; `finish_reason` is "length" when the number of tokens cut it off."""
+    """One answer.
+
+    finish_reason: "length" when the number of tokens cut it off, "content_filter" when the server's
+        content policy withheld it.
+    """
 
     index: int
     message: AnswerMessage

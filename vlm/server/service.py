@@ -1,11 +1,16 @@
 """What every route of a server shares."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+from vlm.chat.grammar import Grammars
 from vlm.chat.processor import Processor
+from vlm.engine.constraint import Grammar
 from vlm.engine.sampling import SamplingConfig
+from vlm.errors import UserError
+from vlm.safety.policy import Safety
 from vlm.server.answers import Answers, Wish
 from vlm.server.config import ServerConfig
 from vlm.server.errors import ApiError
@@ -13,6 +18,7 @@ from vlm.server.facts import RequestFacts
 from vlm.server.images import ImageSource
 from vlm.server.metrics import Metrics
 from vlm.server.prompts import Prompt, PromptReader
+from vlm.server.schema import ResponseFormat
 from vlm.server.worker import Engine, EngineWorker, GenerationError, Lease, QueueFullError
 
 MAX_RETRY_AFTER_S = 30
@@ -43,7 +49,9 @@ class Service:
         self.processor = processor
         self.worker = EngineWorker(engine, config.max_open)
         self.metrics = Metrics(self.worker)
-        self.prompts = PromptReader(processor, config, source or ImageSource(config))
+        self._safety = None if config.safety is None else Safety(config.safety)
+        self.prompts = PromptReader(processor, config, source or ImageSource(config), self._safety)
+        self._grammars = Grammars(processor.tokenizer)
         self._answer_s = 1.0  # how long an answer takes, roughly
 
     @property
@@ -116,11 +124,25 @@ class Service:
             raise ApiError(400, f"{param} is {wanted}, allowed: {limit}", param)
         return min(wanted or self.config.default_max_tokens, room, limit)
 
+    async def grammar(self, form: ResponseFormat | None) -> Grammar | None:
+        """Compile what a client wants answers to look like, beside the event loop.
+
+        Raises:
+            ApiError: its schema cannot be enforced, or no schema can: an extra is missing.
+        """
+        schema = None if form is None else form.schema_of_answers
+        if schema is None:
+            return None
+        try:
+            return await asyncio.to_thread(self._grammars.compile, schema)
+        except UserError as error:
+            raise ApiError(400, f"response_format: {error}", "response_format") from error
+
     def answer(self, lease: Lease, prompt: Prompt, wish: Wish, facts: RequestFacts) -> Answers:
         """Start generating."""
         facts.prompt_tokens = prompt.num_tokens
         facts.images = len(prompt.image_keys)
-        return Answers(self.processor.tokenizer, lease, prompt, wish, facts)
+        return Answers(self.processor.tokenizer, lease, prompt, wish, facts, self._safety)
 
 
 def sampling_of(seed: int | None, **wishes: Any) -> SamplingConfig:

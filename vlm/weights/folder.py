@@ -1,9 +1,9 @@
 """Model folders: configuration, safetensors, tokenizer, chat template and provenance.
 
-A folder holds whole components (`encoder`, `projector`, `decoder`, `text_tower`); a stage takes the
-components it needs from its parents' folders and every tensor of a component must fit. Folders of
-transformers' Mllama are read the same way, as whole models under our names; what is written is
-always ours.
+A folder holds whole components (`encoder`, `projector`, `decoder`; of an encoder stage `text_tower`
+and `contrastive_head` too); a stage takes the components it needs from its parents' folders and
+every tensor of a component must fit. Folders of transformers' Mllama are read the same way, as
+whole models under our names; what is written is always ours.
 """
 
 import json

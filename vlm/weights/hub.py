@@ -1,6 +1,8 @@
 """Model folders by their id on the Hugging Face hub, through its own client."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -37,27 +39,41 @@ def download(repository: str, revision: str | None = None) -> tuple[Path, str]:
             be reached and the cache does not hold the model.
     """
     what = repository if revision is None else f"{repository} at revision {revision!r}"
-    try:
+    with explained(what, "model"):
         folder = snapshot_download(
             repository,
             revision=revision,
             allow_patterns=ALLOWED_PATTERNS,
             ignore_patterns=IGNORED_PATTERNS,
         )
+    return Path(folder), Path(folder).name  # the cache names a snapshot's folder by its commit
+
+
+@contextmanager
+def explained(what: str, kind: str) -> Iterator[None]:
+    """Turn the errors of the hub's client into what a user can put right.
+
+    Args:
+        what: the id, and its revision if one was named.
+        kind: "model" or "data set".
+    Raises:
+        UserError: for whatever the client raises.
+    """
+    try:
+        yield
     except GatedRepoError as error:
         raise UserError(
-            f"{what}: the hub asks for its licence to be accepted on the model's page, and for "
+            f"{what}: the hub asks for its licence to be accepted on the {kind}'s page, and for "
             "`hf auth login` here"
         ) from error
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise UserError(
-            f"{what}: there is no such folder here and no such model on the hub, or it is private"
+            f"{what}: there is no such folder here and no such {kind} on the hub, or it is private"
         ) from error
     except LocalEntryNotFoundError as error:
         raise UserError(
             f"{what}: there is no such folder here, the hub cannot be reached, and its cache does "
-            "not hold the model; connect, or point to a downloaded folder"
+            f"not hold the {kind}; connect, or point to a downloaded folder"
         ) from error
     except Exception as error:  # the client's transport, which varies, raises errors of its own
         raise UserError(f"{what}: cannot be downloaded: {error}") from error
-    return Path(folder), Path(folder).name  # the cache names a snapshot's folder by its commit

@@ -81,6 +81,8 @@ def test_a_model_is_served_until_sigterm(folder: Path, tmp_path: Path) -> None:
         (["--api-keys", "nowhere.txt"], "nowhere.txt"),
         (["--allow-image-hosts", "http://example.com"], "allow_image_hosts"),
         (["--port", "99999"], "port"),
+        (["--safety", "missing.yaml"], "missing.yaml"),
+        (["safety.classifiers=[]"], "safety.classifiers"),
         ([], "nowhere"),
     ],
 )

@@ -41,9 +41,9 @@ def test_the_python_block_runs(here: Any, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
 def test_the_curl_commands_run(here: Any) -> None:
-    (block,) = (text for text in blocks("sh") if "curl" in text)
-    calls = [f"curl{call}" for call in block.split("curl")[1:]]
-    assert len(calls) == 3
+    shown = "".join(text for text in blocks("sh") if "curl" in text)
+    calls = [f"curl{call}" for call in shown.split("curl")[1:]]
+    assert len(calls) == 4
     for call in calls:
         command = call.replace(ADDRESS, here.url).replace("curl", "curl -sS --fail", 1)
         done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=30)

@@ -557,7 +557,7 @@ def test_35_an_endless_picture_costs_bounded_time_and_bytes(
 
 
 def test_36_a_prompt_over_the_context_is_refused_with_counts(served: Any) -> None:
-    asked = len(served.engine.requests)
+    asked = served.engine.num_requests
     error = error_of(served.ask("circle " * 300))
     assert error["code"] == "context_length_exceeded" and error["param"] == "messages"
     assert "256" in error["message"] and any(
@@ -565,7 +565,7 @@ def test_36_a_prompt_over_the_context_is_refused_with_counts(served: Any) -> Non
     )
     error = error_of(served.ask("How many?", max_tokens=250))
     assert error["param"] == "max_tokens" and "250" in error["message"]
-    assert len(served.engine.requests) == asked
+    assert served.engine.num_requests == asked
     served.wait_until_free()
 
 

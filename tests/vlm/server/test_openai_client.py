@@ -129,7 +129,7 @@ def test_the_settings_reach_the_engine(client: openai.OpenAI, served: Any) -> No
         max_completion_tokens=5,
         extra_body={"top_k": 3, "min_p": 0.1, "repetition_penalty": 1.2},
     )
-    requests = served.engine.requests[-3:]
+    requests = list(served.engine.requests)[-3:]
     assert [request.sampling.seed for request in requests] == [2**64 - 1, 0, 1]
     assert {r.sampling.temperature for r in requests} == {0.7}
     assert {r.sampling.top_p for r in requests} == {0.9}

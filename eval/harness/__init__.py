@@ -1,0 +1,1 @@
+"""Our models in harnesses of others."""

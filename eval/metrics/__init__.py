@@ -1,0 +1,1 @@
+"""How right answers are: one file a metric, all behind one face."""

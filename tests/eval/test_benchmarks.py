@@ -1,0 +1,38 @@
+"""Every benchmark that comes with us runs from its published files to its report."""
+
+import json
+from pathlib import Path
+
+import pytest
+from picture_benchmarks import BENCHMARK_WRITERS
+from text_benchmarks import TEXT_BENCHMARK_WRITERS
+
+import vlm
+from eval.benchmark import benchmark_names, find_benchmark
+from eval.run import EvalConfig, evaluate
+from eval.sandbox import code_execution_allowed
+from eval.zero_shot import TASKS
+
+WRITERS = {**BENCHMARK_WRITERS, **TEXT_BENCHMARK_WRITERS}
+SHORT = ("decoding.max_tokens=4",)
+NOT_HERE = {"shards", "mm_vet"}
+# Those of the encoder stage are in test_zero_shot.py.
+NAMES = [name for name in benchmark_names() if find_benchmark(name).ask not in TASKS]
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - NOT_HERE))
+def test_a_benchmark_runs_from_its_files_to_its_report(
+    name: str, model: vlm.Model, tmp_path: Path
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "report.json"
+    data.mkdir()
+    WRITERS[name](data)
+    benchmark = find_benchmark(name, SHORT)
+    with code_execution_allowed():  # what the tiny model writes is no program
+        evaluation = evaluate(model, benchmark, data, out, EvalConfig(batch_size=4))
+        again = evaluate(model, benchmark, data, tmp_path / "again.json", EvalConfig(batch_size=1))
+    report = json.loads(out.read_text())
+    assert report["benchmark"] == name and report["overall"]["num_items"] > 0
+    values = [figure["value"] for figure in report["overall"]["figures"]["model"].values()]
+    assert any(value is not None for value in values)
+    assert again.scored.answers == evaluation.scored.answers

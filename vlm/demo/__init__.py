@@ -1,0 +1,1 @@
+"""Captioning and question answering in the browser."""
