@@ -7,6 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from eval.bench_commands import Device
+from eval.compare_command import compare_runs
 from eval.consent import AllowCode, Consent, JudgeModel, JudgeOption
 from eval.score_command import score_predictions
 
@@ -48,6 +49,7 @@ evaluation = typer.Typer(cls=RunUnlessNamed, no_args_is_help=True)
 app.add_typer(evaluation, name="eval", help="Measure models: `vlm eval MODEL --data FOLDER`.")
 
 
+evaluation.command("compare")(compare_runs)
 evaluation.command("score")(score_predictions)
 
 
@@ -161,66 +163,6 @@ def get_files(
     commit = download(benchmark, folder, revision)
     print(f"{benchmark.source.hub} at commit {commit} is in {folder}")
     print(f"measure with `vlm eval MODEL --benchmark {name} --data {folder}`")
-
-
-@evaluation.command("compare")
-def compare_reports(
-    a: Annotated[Path, typer.Argument(metavar="A", help="The report of one model, a JSON file.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="The report of another.")],
-    benchmark: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="A and B are predictions made elsewhere, in the formats of `vlm eval score`; "
-            "needs --data.",
-        ),
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="The folder of the benchmark's files; default: where it was then."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE.html", help="A page with pictures.")
-    ] = None,
-    force: Annotated[
-        bool,
-        typer.Option("--force", help="Compare runs that did not ask the same in the same way."),
-    ] = False,
-) -> None:
-    """Compare two models on the items that both answered.
-
-    The table shows by how much B is better than A, of each type of items and of all, with paired
-    95 % intervals and p values; below it, answers that one had right and the other had not.
-    """
-    from vlm.errors import UserError
-
-    if out is not None and (out.suffix != ".html" or out.is_dir()):
-        raise UserError(f"--out is {out}, needed: a file that ends in .html")
-    if benchmark is not None and data is None:
-        raise UserError(
-            "predictions made elsewhere need --data, the folder of the benchmark's files"
-        )
-
-    from rich.console import Console
-
-    from eval.benchmark import find_benchmark
-    from eval.compare import compare
-    from eval.compare_page import write_comparison
-    from eval.compare_report import print_comparison
-    from eval.finished_run import FinishedRun, refuse_unlike
-
-    if benchmark is not None and data is not None:
-        config = find_benchmark(benchmark)
-        runs = tuple(FinishedRun.read_elsewhere(path, config, data) for path in (a, b))
-    else:
-        runs = FinishedRun.read(a, data), FinishedRun.read(b, data)
-    if not force:
-        refuse_unlike(*runs)
-    comparison = compare(runs[0].benchmark, runs[0].scored, runs[1].scored)
-    print_comparison(Console(), comparison, *runs)
-    if out is not None:
-        write_comparison(out, comparison, *runs)
-        print(f"page: {out}")
 
 
 @evaluation.command(

@@ -91,6 +91,15 @@ class FinishedRun:
         return FinishedRun(path, str(path), benchmark, data, scored, receipt)
 
 
+def read_benchmark(path: Path) -> BenchmarkConfig:
+    """The benchmark of a report's JSON file, as it was then.
+
+    Raises:
+        UserError: it is no report.
+    """
+    return _benchmark(_read_report(path))
+
+
 def differences(
     a: FinishedRun, b: FinishedRun, names: tuple[str, ...]
 ) -> dict[str, tuple[Any, Any]]:

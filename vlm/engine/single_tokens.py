@@ -33,6 +33,8 @@ PACKED_FOR_ROWS = 8
 def can_run(decoder: Decoder) -> bool:
     """Whether a decoder is on the CPU, in float32, and of plain linear layers alone."""
     linear = [layer for layer in decoder.layers.modules() if isinstance(layer, nn.Linear)]
+    if not decoder.config.tie_embeddings:
+        linear.append(decoder.lm_head)
     return (
         all(type(parameter) is nn.Parameter for parameter in decoder.parameters())
         and all(p.dtype == torch.float32 and p.device.type == "cpu" for p in decoder.parameters())

@@ -24,6 +24,8 @@ from vlm.demo.looking import ALL_LAYERS, ALL_WORDS, draw_look, look
 from vlm.demo.overlay import draw_attention
 from vlm.demo.uploads import read_upload
 from vlm.errors import UserError
+from vlm.safety.config import SafetyConfig
+from vlm.safety.policy import Safety
 
 FILE = {"_type": "gradio.FileData"}
 
@@ -119,6 +121,17 @@ def test_a_look_has_the_answers_words_and_draws_each(
     assert "on padding" in figures and "stand for a whole tile" in figures
     with pytest.raises(UserError, match="no question"):
         look(model, image, " ", 12)
+
+
+def test_a_look_at_what_the_policy_withholds_says_so(
+    model: Model, picture: Callable[..., Image.Image]
+) -> None:
+    listed = {"patterns": {"all": ["^(?!how many)."]}}
+    rules = {"classifiers": [{"kind": "words", "settings": listed}], "replacement": "[withheld]"}
+    safety = Safety(SafetyConfig.model_validate(rules))
+    checked = Model(model.network, model.processor, model.folder, safety)
+    with pytest.raises(UserError, match="withheld"):
+        look(checked, picture(3, 32, 16), "How many?", 12)
 
 
 def test_the_brightest_patch_is_drawn_brightest_and_tiles_are_framed() -> None:
