@@ -7,8 +7,9 @@ from html import escape
 
 from data.thumbnails import STYLE as PICTURE_STYLE
 from data.thumbnails import picture_figure
-from eval.items import LETTERS, Answer, Item
+from eval.items import LETTERS, Answer, Item, Picture
 from eval.page_parts import mark
+from vlm.errors import UserError
 
 # Longer texts are folded behind this many characters.
 OPEN_CHARACTERS = 500
@@ -30,7 +31,7 @@ def card(item: Item, said: Sequence[Said]) -> str:
     Args:
         item: with pictures that can be read.
     """
-    pictures = "".join(picture_figure(picture.read()) for picture in item.images)
+    pictures = "".join(map(_picture, item.images))
     context = "".join(
         f"<p class=context><small>{escape(name)}</small> {folded(text)}</p>"
         for name, text in item.fields.items()
@@ -54,6 +55,13 @@ def folded(text: str) -> str:
         f"{escape(text[:OPEN_CHARACTERS])}<details><summary>{len(rest):,} more characters</summary>"
         f"{escape(rest)}</details>"
     )
+
+
+def _picture(picture: Picture) -> str:
+    try:
+        return picture_figure(picture.read())
+    except UserError as error:
+        return f"<figure class=bad>{escape(str(error))}</figure>"
 
 
 def _choices(item: Item) -> str:

@@ -7,6 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from eval.bench_commands import Device
+from eval.compare_command import compare_runs
 from eval.consent import AllowCode, Consent, JudgeModel, JudgeOption
 from eval.score_command import score_predictions
 
@@ -48,6 +49,7 @@ evaluation = typer.Typer(cls=RunUnlessNamed, no_args_is_help=True)
 app.add_typer(evaluation, name="eval", help="Measure models: `vlm eval MODEL --data FOLDER`.")
 
 
+evaluation.command("compare")(compare_runs)
 evaluation.command("score")(score_predictions)
 
 
@@ -163,49 +165,6 @@ def get_files(
     print(f"measure with `vlm eval MODEL --benchmark {name} --data {folder}`")
 
 
-@evaluation.command("compare")
-def compare_reports(
-    a: Annotated[Path, typer.Argument(metavar="A.json", help="The report of one model.")],
-    b: Annotated[Path, typer.Argument(metavar="B.json", help="The report of another.")],
-    data: Annotated[
-        Path | None,
-        typer.Option(help="The folder of the benchmark's files; default: where it was then."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE.html", help="A page with pictures.")
-    ] = None,
-    force: Annotated[
-        bool,
-        typer.Option("--force", help="Compare runs that did not ask the same in the same way."),
-    ] = False,
-) -> None:
-    """Compare two models on the items that both answered.
-
-    The table shows by how much B is better than A, of each type of items and of all, with paired
-    95 % intervals and p values; below it, answers that one had right and the other had not.
-    """
-    from vlm.errors import UserError
-
-    if out is not None and (out.suffix != ".html" or out.is_dir()):
-        raise UserError(f"--out is {out}, needed: a file that ends in .html")
-
-    from rich.console import Console
-
-    from eval.compare import compare
-    from eval.compare_page import write_comparison
-    from eval.compare_report import print_comparison
-    from eval.finished_run import FinishedRun, refuse_unlike
-
-    runs = FinishedRun.read(a, data), FinishedRun.read(b, data)
-    if not force:
-        refuse_unlike(*runs)
-    comparison = compare(runs[0].benchmark, runs[0].scored, runs[1].scored)
-    print_comparison(Console(), comparison, *runs)
-    if out is not None:
-        write_comparison(out, comparison, *runs)
-        print(f"page: {out}")
-
-
 @evaluation.command(
     "lm-eval",
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
@@ -213,6 +172,11 @@ def compare_reports(
 )
 def run_lm_eval(context: typer.Context) -> None:
     """Run lm-eval's command, which then knows our models by `--model vlm`."""
-    from eval.harness.lm_eval import run
+    from vlm.errors import UserError
+
+    try:
+        from eval.harness.lm_eval import run
+    except ImportError as error:
+        raise UserError(f"lm-eval is missing ({error}): install vlm's extra `eval`") from error
 
     run(context.args)

@@ -46,7 +46,7 @@ def comparison_page(
         _flips("A is right where B is not", comparison.lost, items),
         _receipts(a, b),
     )
-    return page(f"{a.report.title}: two models", "\n".join(sections), _STYLE)
+    return page(f"{a.benchmark.title}: two models", "\n".join(sections), _STYLE)
 
 
 def _head(comparison: Comparison, a: FinishedRun, b: FinishedRun) -> str:
@@ -55,8 +55,8 @@ def _head(comparison: Comparison, a: FinishedRun, b: FinishedRun) -> str:
     unit = "" if plain else " %"
     gained, lost = len(comparison.gained), len(comparison.lost)
     tiles = (
-        tile("blind", "A", f"{shown(row.a, plain)}{unit}", escape(a.report.run.model.folder)),
-        tile("model", "B", f"{shown(row.b, plain)}{unit}", escape(b.report.run.model.folder)),
+        tile("blind", "A", f"{shown(row.a, plain)}{unit}", escape(a.name)),
+        tile("model", "B", f"{shown(row.b, plain)}{unit}", escape(b.name)),
         tile(
             "",
             "B less A",
@@ -66,7 +66,7 @@ def _head(comparison: Comparison, a: FinishedRun, b: FinishedRun) -> str:
         tile("", "answers", f"+{gained:,} &minus;{lost:,}", "B better, B worse"),
     )
     return (
-        f"<header><p class=eyebrow>vlm eval compare &middot; {escape(a.report.title)}</p>"
+        f"<header><p class=eyebrow>vlm eval compare &middot; {escape(a.benchmark.title)}</p>"
         f"<h1>{escape(verdict(comparison))}</h1><p class=lead>Two models on the same "
         f"{row.num_items:,} items.</p><div class=tiles>{''.join(tiles)}</div></header>"
     )
@@ -139,11 +139,11 @@ def _receipts(a: FinishedRun, b: FinishedRun) -> str:
     rows = "".join(
         f"<tr><th scope=row>{escape(name)}</th><td>{escape(_text(old))}</td>"
         f"<td>{escape(_text(new))}</td></tr>"
-        for name, (old, new) in differences(a.report, b.report, ("model", *SHARED, *NOTED)).items()
+        for name, (old, new) in differences(a, b, ("model", "predictions", *SHARED, *NOTED)).items()
     )
-    same = {"benchmark": a.report.run.benchmark["name"], "prompt": a.report.run.benchmark["prompt"]}
-    if a.report.run.data.sha256 == b.report.run.data.sha256:
-        same["data"] = f"{a.report.run.data.folder}, sha256 {a.report.run.data.sha256}"
+    same = {"benchmark": a.benchmark.name, "prompt": a.benchmark.prompt}
+    if a.receipt["data"]["sha256"] == b.receipt["data"]["sha256"]:
+        same["data"] = f"{a.data}, sha256 {a.receipt['data']['sha256']}"
     return (
         f"<section><h2>The receipts</h2><dl class=facts>{pairs(same)}</dl>"
         "<div class=scroll><table class=receipts><thead><tr><th scope=col>what differs</th>"

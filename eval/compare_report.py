@@ -26,8 +26,13 @@ def print_comparison(
 ) -> None:
     """Print what was compared, the table, and answers of which one alone is right."""
     for name, run in (("A", a), ("B", b)):
-        console.print(f"{name}: {run.report.run.model.folder} ({run.path})", markup=False)
-    for name, (old, new) in differences(a.report, b.report, (*SHARED, *NOTED)).items():
+        console.print(
+            f"{name}: {run.name} ({run.path})"
+            if run.name != str(run.path)
+            else f"{name}: {run.name}",
+            markup=False,
+        )
+    for name, (old, new) in differences(a, b, (*SHARED, *NOTED)).items():
         console.print(f"  differs: {name}: {old} and {new}", markup=False)
     console.print(terminal_table(comparison))
     console.print(f"{verdict(comparison)}.", style="bold", markup=False)

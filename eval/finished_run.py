@@ -8,15 +8,17 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from eval.benchmark import BenchmarkConfig
+from eval.benchmark import BenchmarkConfig, describe
+from eval.elsewhere import read_given
 from eval.items import items_sha256
 from eval.predictions import read_predictions
 from eval.report import Report
 from eval.run import predictions_path
+from eval.score_report import score_given
 from eval.scoring import Scored, read_answers, score
 from vlm.errors import UserError
 
-# Of the receipt, what two runs must share for their figures to be comparable.
+# Of the receipts, what two runs must share for their figures to be comparable.
 SHARED = ("benchmark", "data.sha256", "data.limit")
 # What may differ and is worth knowing; models differ by design.
 NOTED = ("preprocessing", "dtype", "device", "commit", "versions")
@@ -24,17 +26,20 @@ NOTED = ("preprocessing", "dtype", "device", "commit", "versions")
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A report, and the answers that it counts.
+    """A model's answers to a benchmark, and the receipt of how they came.
 
+    path: of the report, or of predictions that were made elsewhere.
+    name: the model's folder, or the predictions' file.
     benchmark: as it was then.
     data: the folder of the benchmark's files.
     """
 
     path: Path
-    report: Report
+    name: str
     benchmark: BenchmarkConfig
     data: Path
     scored: Scored
+    receipt: Mapping[str, Any]
 
     @staticmethod
     def read(path: Path, data: Path | None = None) -> "FinishedRun":
@@ -64,16 +69,46 @@ class FinishedRun:
                 f"{folder} does not hold what {path} was measured on; --data names another folder"
             )
         answers = read_answers(benchmark, items, ordered)
-        return FinishedRun(path, report, benchmark, folder, score(benchmark, items, answers))
+        scored = score(benchmark, items, answers)
+        receipt = report.run.model_dump(mode="json")
+        return FinishedRun(path, report.run.model.folder, benchmark, folder, scored, receipt)
+
+    @staticmethod
+    def read_elsewhere(path: Path, benchmark: BenchmarkConfig, data: Path) -> "FinishedRun":
+        """Read predictions that were made elsewhere, as `vlm eval score` does.
+
+        Raises:
+            UserError: they fit no items, or an item has none.
+        """
+        found = benchmark.items(data, names_only=not benchmark.only_with_pictures)
+        items = [item.without_content() for item in found]
+        scored, _ = score_given(benchmark, items, read_given(path))
+        receipt = {
+            "predictions": str(path),
+            "benchmark": dict(describe(benchmark)),
+            "data": {"folder": str(data), "sha256": items_sha256(items)},
+        }
+        return FinishedRun(path, str(path), benchmark, data, scored, receipt)
 
 
-def differences(a: Report, b: Report, names: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
+def read_benchmark(path: Path) -> BenchmarkConfig:
+    """The benchmark of a report's JSON file, as it was then.
+
+    Raises:
+        UserError: it is no report.
+    """
+    return _benchmark(_read_report(path))
+
+
+def differences(
+    a: FinishedRun, b: FinishedRun, names: tuple[str, ...]
+) -> dict[str, tuple[Any, Any]]:
     """Fields of two receipts that differ, by their dotted names, with both values.
 
     Args:
         names: of the fields that are looked at, with all below them.
     """
-    flat_a, flat_b = (dict(_flat(report.run.model_dump(mode="json"))) for report in (a, b))
+    flat_a, flat_b = dict(_flat(a.receipt)), dict(_flat(b.receipt))
     return {
         name: (flat_a.get(name), flat_b.get(name))
         for name in {**flat_a, **flat_b}
@@ -88,7 +123,7 @@ def refuse_unlike(a: FinishedRun, b: FinishedRun) -> None:
     Raises:
         UserError: they did not; names each field with both values.
     """
-    found = differences(a.report, b.report, SHARED)
+    found = differences(a, b, SHARED)
     if found:
         listed = "; ".join(f"{name}: {old!r} and {new!r}" for name, (old, new) in found.items())
         raise UserError(

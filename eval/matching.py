@@ -181,7 +181,9 @@ def _by_order(items: Sequence[Item], given: Sequence[Given]) -> dict[str, Given]
         # Rows of a type stay in their order.
         place = {kind: number for number, kind in enumerate(dict.fromkeys(kinds))}
         rows = sorted(zip(kinds, given, strict=True), key=lambda pair: place[pair[0]])
-        return _aligned(ordered, [row for _, row in rows])
+        found = _aligned(ordered, [row for _, row in rows])
+        if found is not None:
+            return found
     orders: list[Sequence[Item]] = [items, *by_type.values()]
     if 1 < len(types) <= MOST_TYPES:
         orders += [[i for kind in order for i in by_type[kind]] for order in permutations(types)]

@@ -8,6 +8,7 @@ from pathlib import Path
 from eval.benchmark import BenchmarkConfig
 from eval.items import Answer, Item
 from eval.scoring import Scored
+from vlm.errors import UserError
 
 MAX_WRONG, MAX_RIGHT, MAX_DRAWN = 24, 6, 12
 SEED = 0
@@ -71,8 +72,12 @@ def in_turns(items: Sequence[Item], order: Iterable[int], limit: int) -> list[in
 
 
 def with_pictures(benchmark: BenchmarkConfig, data: Path, ids: Collection[str]) -> dict[str, Item]:
-    """Items by their ids, read again: with pictures that can be read."""
-    return {item.id: item for item in _matching(benchmark.items(data), set(ids))}
+    """Items by their ids, read again: with pictures that can be read, where they are there."""
+    try:
+        return {item.id: item for item in _matching(benchmark.items(data), set(ids))}
+    except UserError:  # predictions made elsewhere are scored without the pictures
+        named = benchmark.items(data, names_only=True)
+        return {item.id: item for item in _matching(named, set(ids))}
 
 
 def _matching(items: Iterator[Item], ids: set[str]) -> Iterator[Item]:

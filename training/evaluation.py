@@ -82,7 +82,7 @@ class Questions:
 
     def __init__(self, model: Model, config: EvaluateConfig) -> None:
         Manifest.read(config.data)  # says what a wrong path is
-        self.config = config
+        self.model, self.config = model, config
         decoding = f"decoding.max_tokens={config.max_tokens}"
         self.benchmark = find_benchmark("shards", (decoding,))
         self.items: list[Item] = list(
@@ -92,13 +92,15 @@ class Questions:
             raise UserError(
                 f"evaluate.data {config.data} holds no question; captions are not asked"
             )
-        examples = Examples(self.benchmark, ())
-        self.predictor = Predictor(model, self.benchmark, examples, config.batch_size)
+        self.examples = Examples(self.benchmark, ())
 
     def figures(self) -> Figures:
         """`evaluation`: accuracy over all questions, and `accuracy/TYPE` of each type, 0..1."""
+        # What a model keeps of pictures and chats belongs to the weights of that time.
+        model = Model(self.model.network, self.model.processor, self.model.folder)
+        predictor = Predictor(model, self.benchmark, self.examples, self.config.batch_size)
         chunks = in_chunks(iter(self.items), self.config.batch_size)
-        predictions = [p for chunk in chunks for p in self.predictor.predict(chunk)]
+        predictions = [p for chunk in chunks for p in predictor.predict(chunk)]
         answers = read_answers(self.benchmark, self.items, predictions)
         scored = score(self.benchmark, self.items, answers)
         found = {"accuracy": scored.values()["accuracy"]}

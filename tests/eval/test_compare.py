@@ -1,5 +1,6 @@
 """Two runs compared: figures, flips, refusals, and the page, on made-up answers."""
 
+import json
 import re
 from collections.abc import Callable
 from html import unescape
@@ -142,12 +143,36 @@ def test_reports_and_predictions_that_are_missing_or_damaged_are_named(
 
 
 def test_receipts_differ_in_the_models_alone(runs: tuple[Path, Path]) -> None:
-    reports = [FinishedRun.read(path).report for path in runs]
+    a, b = (FinishedRun.read(path) for path in runs)
     everything = ("model", "data", "benchmark", "versions", "device")
-    assert set(differences(reports[0], reports[1], everything)) == {
+    assert set(differences(a, b, everything)) == {
         "model.folder",
         "model.weights_sha256.w",
     }
+
+
+def test_predictions_made_elsewhere_are_compared_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "easy"
+    folder.mkdir()
+    questions = [[f"is there a circle {n}?", "yes", n] for n in range(12)]
+    (folder / "questions.json").write_text(json.dumps(questions))
+    benchmark = find_benchmark("easy_vqa")
+    files = []
+    for name, said in (("a", "no"), ("b", "yes")):
+        rows = [
+            {"id": item.id, "prediction": said} for item in benchmark.items(folder, names_only=True)
+        ]
+        files.append(tmp_path / f"{name}.json")
+        files[-1].write_text(json.dumps(rows))
+    page = tmp_path / "page.html"
+    arguments = ["eval", "compare", *map(str, files), "--benchmark", "easy_vqa"]
+    assert cli.main(arguments) == 2 and "--data" in capsys.readouterr().err
+    assert cli.main([*arguments, "--data", str(folder), "--out", str(page)]) == 0
+    printed = capsys.readouterr().out
+    assert "McNemar" in printed and "B is better" in printed and "+100.0" in printed
+    assert "known by its name only" in page.read_text()
 
 
 class Outline(HTMLParser):

@@ -38,6 +38,18 @@ def test_a_damaged_row_is_named(tmp_path: Path) -> None:
         list(Files(tmp_path, {"rows": "r.jsonl"}).rows("rows"))
 
 
+def test_a_name_that_several_pictures_have_finds_none_of_them(tmp_path: Path) -> None:
+    for name in ("a/1.jpg", "b/1.jpg", "b/2.jpg"):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    files = Files(tmp_path, {"images": "images"})
+    assert files.picture("a/1.jpg").read() == b"a/1.jpg"
+    assert files.picture("2.jpg").read() == b"b/2.jpg"
+    with pytest.raises(UserError, match=r"has no picture '1\.jpg'"):
+        files.picture("1.jpg")
+
+
 @pytest.mark.parametrize("kind", ["folder", "tar", "tar.gz", "zip"])
 def test_pictures_are_found_by_name_and_by_path(kind: str, tmp_path: Path) -> None:
     contents = {"val/1.jpg": b"one", "val/2.png": b"two", "val/notes.txt": b"no"}

@@ -11,7 +11,7 @@ from eval.benchmark import find_benchmark
 from eval.cards import OPEN_CHARACTERS, Said, card
 from eval.finished_run import FinishedRun
 from eval.items import Answer, Item, Picture
-from eval.report import SIDES, Side
+from eval.report import SIDES, Report, Side
 from eval.report_page import write_page
 from eval.scoring import Scored, majority_answers, score
 from eval.selection import Selection, in_turns, margin
@@ -37,8 +37,12 @@ def html(finished: FinishedRun, tmp_path: Path) -> str:
         "majority": score(finished.benchmark, items, majority_answers(items, items)),
     }
     path = tmp_path / "page.html"
-    write_page(path, finished.report, sides, finished.benchmark, finished.data)
+    write_page(path, report_of(finished), sides, finished.benchmark, finished.data)
     return path.read_text("utf-8")
+
+
+def report_of(finished: FinishedRun) -> Report:
+    return Report.model_validate_json(finished.path.read_text("utf-8"))
 
 
 def text(html: str) -> str:
@@ -58,7 +62,7 @@ def test_the_head_has_the_headline_with_its_interval_and_baselines(
 ) -> None:
     head = text(html.partition("</header>")[0].partition("<body>")[2])
     for side in ("model", "blind", "majority"):
-        value, low, high = finished.report.overall.headline(side).numbers
+        value, low, high = report_of(finished).overall.headline(side).numbers
         assert f"{100 * value:.1f} % 95 %: {100 * low:.1f}\N{EN DASH}{100 * high:.1f}" in head
     assert f"{len(finished.scored.items)} items" in head
 
@@ -95,7 +99,7 @@ def test_equal_runs_give_equal_pages(finished: FinishedRun, tmp_path: Path) -> N
     sides: dict[Side, Scored] = {side: finished.scored for side in SIDES}
     pages = [tmp_path / "one.html", tmp_path / "two.html"]
     for path in pages:
-        write_page(path, finished.report, sides, finished.benchmark, finished.data)
+        write_page(path, report_of(finished), sides, finished.benchmark, finished.data)
     assert pages[0].read_bytes() == pages[1].read_bytes()
 
 

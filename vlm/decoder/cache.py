@@ -29,8 +29,7 @@ class TextCache:
     it can be seen. There is one more position than can be read, for rows that write nothing that
     matters.
 
-    joined: of each layer (slots, positions, 2 H, d), the heads' keys and then their values.
-    layers: keys and values apart, as views.
+    layers: of each layer the keys and then the values, (2, slots, H, positions, d).
     """
 
     def __init__(
@@ -42,14 +41,13 @@ class TextCache:
         dtype: torch.dtype,
     ) -> None:
         self.max_tokens = max_tokens
-        # Positions before heads, so that a row's new tokens are written in one piece.
-        shape = (num_slots, max_tokens + 1, 2 * config.num_kv_heads, config.head_size)
-        self.joined = {
+        # Heads before positions: reading all of a head is what every step does.
+        shape = (2, num_slots, config.num_kv_heads, max_tokens + 1, config.head_size)
+        self.layers = {
             layer: torch.zeros(shape, device=device, dtype=dtype)
             for layer in range(config.num_layers)
             if layer not in config.cross_attention_layers
         }
-        self.layers = {layer: both.chunk(2, dim=2) for layer, both in self.joined.items()}
 
     def rows(self, first: int, end: int, num_tokens: int, at_end: bool = False) -> "CacheRows":
         """Consecutive slots whose queries see at most the first `num_tokens` positions.
@@ -57,7 +55,7 @@ class TextCache:
         Args:
             at_end: there is one slot, and its new tokens are the last of these positions.
         """
-        slots = torch.arange(first, end, device=next(iter(self.joined.values())).device)
+        slots = torch.arange(first, end, device=next(iter(self.layers.values())).device)
         return CacheRows(self, slots, num_tokens, at_end, slice(first, end))
 
     def chosen(self, slots: Tensor, num_tokens: int | None) -> "CacheRows":
@@ -108,16 +106,16 @@ class CacheRows:
         if self.at_end:
             assert self.num_tokens is not None and self._consecutive is not None
             row, start = self._consecutive.start, self.num_tokens - keys.shape[1]
-            stored_keys[row, start : self.num_tokens] = keys[0]
-            stored_values[row, start : self.num_tokens] = values[0]
+            stored_keys[row, :, start : self.num_tokens] = keys[0].transpose(0, 1)
+            stored_values[row, :, start : self.num_tokens] = values[0].transpose(0, 1)
         else:
-            stored_keys[self._rows, positions] = keys.to(stored_keys.dtype)
-            stored_values[self._rows, positions] = values.to(stored_values.dtype)
-        if self.num_tokens is not None:
-            rows = self._slots if self._consecutive is None else self._consecutive
-            keys = stored_keys[rows, : self.num_tokens]
-            values = stored_values[rows, : self.num_tokens]
-        return KeyValues(keys.transpose(1, 2), values.transpose(1, 2))
+            stored_keys[self._rows, :, positions] = keys.to(stored_keys.dtype)
+            stored_values[self._rows, :, positions] = values.to(stored_values.dtype)
+        if self.num_tokens is None:
+            return KeyValues(keys.transpose(1, 2), values.transpose(1, 2))
+        rows = self._slots if self._consecutive is None else self._consecutive
+        seen = slice(self.num_tokens)
+        return KeyValues(stored_keys[rows, :, seen], stored_values[rows, :, seen])
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,10 @@ def demo(
         Path | None,
         typer.Option(metavar="FOLDER", help="Pictures on this machine that may be captioned."),
     ] = None,
+    safety: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A content policy as YAML; docs/serving.md."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
 ) -> None:
@@ -45,4 +49,4 @@ def demo(
     from vlm.api import load
     from vlm.demo.run import serve
 
-    serve(load(model, device, dtype), loaded)
+    serve(load(model, device, dtype, safety), loaded)

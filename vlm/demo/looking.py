@@ -40,7 +40,8 @@ def look(model: Model, picture: Image.Image, question: str, max_tokens: int) -> 
     """Answer a question about a picture and find where the model looked.
 
     Raises:
-        UserError: there is no question, or the model answers nothing.
+        UserError: there is no question, the model answers nothing, or its content policy refuses
+            the question or withholds the answer.
     """
     if not question.strip():
         raise UserError("there is no question: type one")
@@ -50,6 +51,8 @@ def look(model: Model, picture: Image.Image, question: str, max_tokens: int) -> 
     prompt = model.processor.encode(messages, [image], add_generation_prompt=True)
     shown = [{"type": "image", "image": picture}, parts[1]]
     reply = model.chat([{"role": "user", "content": shown}], max_tokens=max_tokens, logprobs=True)
+    if reply.finish_reason == "content_filter":
+        raise UserError(reply.text)
     tokenizer = model.processor.tokenizer
     ids = [token.token_id for token in reply.logprobs if token.token_id not in tokenizer.end_ids]
     words = answer_words(tokenizer, ids)

@@ -21,6 +21,7 @@ from vlm.engine.passes import Chunk, Passes
 from vlm.engine.request import Event, FinishReason, Request, check_prompt
 from vlm.engine.row_images import read_images, row_images
 from vlm.engine.sampling import Sampler, log_probabilities
+from vlm.engine.single_tokens import FEW_ROWS, SingleTokens, can_run, packed_bytes
 from vlm.engine.slots import Answer, Slot, choose_slot
 from vlm.model import VisionLanguageModel
 
@@ -41,6 +42,8 @@ class EngineConfig(BaseModel):
     encode_tiles: of pictures encoded in one step; a request's own may be more.
     image_cache_mb: keys and values of images kept for later requests, in MiB.
     cuda_graphs: on CUDA, a step's tokens come from one recorded graph over all slots.
+    packed_weights_mb: on the CPU in float32, for more than two slots, the decoder's weights are
+        copied once more for faster steps, if the copy takes no more MiB than this; None: never.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,6 +55,7 @@ class EngineConfig(BaseModel):
     encode_tiles: PositiveInt = 32
     image_cache_mb: PositiveInt = 1024
     cuda_graphs: bool = True
+    packed_weights_mb: PositiveInt | None = 1024
 
 
 class Engine:
@@ -91,9 +95,13 @@ class Engine:
         self.images = ImageCache(config.image_cache_mb * 2**20) if images is None else images
         self._passes = Passes(network, config.slots, config.max_tokens)
         self._decode_pass: Callable[[Sequence[Slot]], Tensor] = self._passes.decode
+        cache = self._passes.cache
         if self._passes.device.type == "cuda" and config.cuda_graphs:
-            cache = self._passes.cache
             self._decode_pass = FixedDecode(network, cache, config.slots).decode
+        elif can_run(network.decoder):
+            room = (config.packed_weights_mb or 0) * 2**20
+            packed = config.slots > FEW_ROWS and packed_bytes(network.decoder) <= room
+            self._decode_pass = SingleTokens(network.decoder, cache, packed).decode
         self._eos_ids = frozenset(eos_ids)
         self._suppressed = torch.tensor(
             sorted(suppressed_ids), dtype=torch.int64, device=self._passes.device

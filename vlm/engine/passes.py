@@ -48,9 +48,8 @@ class Passes:
     def forget(self, slot: Slot) -> None:
         """Clear a slot. What is no number would spoil later answers, even behind a mask."""
         slot.tokens = []
-        for keys, values in self.cache.layers.values():
-            keys[slot.index] = 0
-            values[slot.index] = 0
+        for layer in self.cache.layers.values():
+            layer[:, slot.index] = 0
 
     def prefill(self, chunks: Sequence[Chunk]) -> Tensor:
         """Run chunks of prompts together; return the logits (B, V) after each one's last token."""

@@ -76,7 +76,17 @@ def _encode_images(
     assert inputs is not None
     tokens = network.image_tokens(inputs.to(device))  # (T, N, D)
     pieces = torch.split(tokens, [image.num_tiles for image in images])
-    return [network.decoder.project_images(piece.flatten(0, 1).unsqueeze(0)) for piece in pieces]
+    projected = (
+        network.decoder.project_images(piece.flatten(0, 1).unsqueeze(0)) for piece in pieces
+    )
+    # Each head's tokens are laid side by side, since every step of an answer reads them all.
+    return [
+        {
+            layer: KeyValues(kept.keys.contiguous(), kept.values.contiguous())
+            for layer, kept in image.items()
+        }
+        for image in projected
+    ]
 
 
 def row_images(

@@ -2,6 +2,7 @@
 
 import re
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from vlm.demo.looking import ALL_LAYERS, ALL_WORDS, draw_look, look
 from vlm.demo.overlay import draw_attention
 from vlm.demo.uploads import read_upload
 from vlm.errors import UserError
+from vlm.safety.config import SafetyConfig
+from vlm.safety.policy import Safety
 
 FILE = {"_type": "gradio.FileData"}
 
@@ -42,6 +45,14 @@ def test_a_port_that_is_taken_is_named(
     assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
     assert cli.main([*arguments, "--folder", "nowhere"]) == 2
     assert "nowhere is no folder" in capsys.readouterr().err
+
+
+def test_what_must_be_installed_is_named(
+    open_model_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert cli.main(["demo", str(open_model_folder), "--device", "cpu"]) == 2
+    assert "pip install 'vlm[demo]'" in capsys.readouterr().err
 
 
 def uploaded(path: Path) -> dict[str, Any]:
@@ -110,6 +121,17 @@ def test_a_look_has_the_answers_words_and_draws_each(
     assert "on padding" in figures and "stand for a whole tile" in figures
     with pytest.raises(UserError, match="no question"):
         look(model, image, " ", 12)
+
+
+def test_a_look_at_what_the_policy_withholds_says_so(
+    model: Model, picture: Callable[..., Image.Image]
+) -> None:
+    listed = {"patterns": {"all": ["^(?!how many)."]}}
+    rules = {"classifiers": [{"kind": "words", "settings": listed}], "replacement": "[withheld]"}
+    safety = Safety(SafetyConfig.model_validate(rules))
+    checked = Model(model.network, model.processor, model.folder, safety)
+    with pytest.raises(UserError, match="withheld"):
+        look(checked, picture(3, 32, 16), "How many?", 12)
 
 
 def test_the_brightest_patch_is_drawn_brightest_and_tiles_are_framed() -> None:

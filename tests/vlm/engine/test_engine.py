@@ -328,7 +328,7 @@ def test_a_later_turn_computes_its_new_tokens_only(
     told = run(engine)
     written = [event.token for event in told[first] if event.token is not None]
     later = extended(prompts[2], [*written, 70, 71, 72])
-    sizes = count_calls(open_model.decoder.norm)
+    sizes = count_calls(open_model.decoder.embed_tokens)
     second = submit(engine, later, num_new=4)
     again = run(engine)
     # The answer's last token was told and never read.
@@ -361,7 +361,7 @@ def test_a_long_prompt_does_not_hold_up_a_running_answer(
     short = submit(engine, prompts[1], num_new=40)
     while not any(event.request_id == short for event in engine.step()):
         pass
-    sizes = count_calls(open_model.decoder.norm)
+    sizes = count_calls(open_model.decoder.embed_tokens)
     long = submit(engine, prompts[2])
     num_chunks = -(-len(prompts[2].input_ids) // 8)
     for _ in range(num_chunks - 1):

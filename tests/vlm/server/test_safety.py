@@ -46,7 +46,7 @@ def test_a_conversation_that_is_flagged_is_a_bad_request(serve: Any, text_part: 
             ],
         )
     assert refused.value.code == "content_policy" and "bad" in refused.value.message
-    assert served.engine.requests == []
+    assert not served.engine.requests
     answer = served.client.post("/v1/ask", data={"question": "forbidden?"})
     assert answer.status_code == 400 and answer.json()["error"]["code"] == "content_policy"
     assert served.ask("allowed").status_code == 200
