@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eval.items import Answer, Item
-from eval.judge import HIGHEST, current_grader
+from eval.items import MISSING, Answer, Item
+from eval.judge import HIGHEST, LOWEST, current_grader
 from eval.metrics.measured import Array, Measured, divide
 
 RATING, FIRST, LATER = "rating", "first turn", "later turns"
@@ -19,7 +19,7 @@ def measure(items: Sequence[Item], answers: Sequence[Answer]) -> Measured:
     """`rating`, the mean grade (1..10) of all turns, `first turn`, `later turns`, `ungraded`, the
     share of turns that the judge gave no grade, and `answered`, of those that have any words.
 
-    Without a judge, `answered` alone.
+    An item without an answer has the lowest grade. Without a judge, `answered` alone.
     """
     answered = np.zeros((len(items), 2))
     for row, item, answer in zip(answered, items, answers, strict=True):
@@ -33,9 +33,12 @@ def measure(items: Sequence[Item], answers: Sequence[Answer]) -> Measured:
             statistics=answered,
             figures=lambda sums: {"answered": divide(sums[..., 0], sums[..., 1])},
         )
+    there = [index for index, answer in enumerate(answers) if answer is not MISSING]
+    told = iter(grader.grade([items[i] for i in there], [answers[i] for i in there]))
     grades = np.zeros((len(items), 4))
-    for row, turns_grades in zip(grades, grader.grade(items, answers), strict=True):
-        first, *later = turns_grades
+    for row, item, answer in zip(grades, items, answers, strict=True):
+        lowest = [float(LOWEST)] * (1 + len(item.follow_ups))
+        first, *later = lowest if answer is MISSING else next(told)
         for column, given in ((0, [first]), (2, later)):
             known = [grade for grade in given if grade is not None]
             row[column : column + 2] = (sum(known), len(known))

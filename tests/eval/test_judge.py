@@ -12,7 +12,7 @@ from aiohttp import web
 from text_benchmarks import write_mt_bench
 
 from eval.benchmark import find_benchmark
-from eval.items import Answer, Item
+from eval.items import MISSING, Answer, Item
 from eval.judge import Chat, Grader, ModelJudge, judged_by, open_judge, read_rating
 from eval.judge_endpoint import ATTEMPTS, EndpointJudge
 from eval.metrics import judged
@@ -90,6 +90,16 @@ def test_grades_are_measured_by_turn(items: list[Item], tmp_path: Path) -> None:
     assert list(measured.item_scores) == pytest.approx([0.65, 0.2])
     with judged_by(None):
         assert list(judged.measure(items, ANSWERS).values()) == ["answered"]
+
+
+def test_an_item_without_an_answer_has_the_lowest_grade_unasked(
+    items: list[Item], tmp_path: Path
+) -> None:
+    judge = Reader(lambda words: "[[9]]")
+    with judged_by(Grader(judge, tmp_path / "judged.jsonl", "tiny")):
+        values = judged.measure(items, [MISSING, ANSWERS[1]]).values()
+    assert len(judge.seen) == 2
+    assert values["rating"] == 5 and values["answered"] == 0.5
 
 
 def test_nothing_is_judged_twice(items: list[Item], tmp_path: Path) -> None:
