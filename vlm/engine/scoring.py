@@ -10,7 +10,7 @@ Axes: `B` rows, `S` their tokens, `D` width, `V` vocabulary, `P` places that tok
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +25,10 @@ from vlm.model import VisionLanguageModel
 
 # A pass has at most so many tokens, padding counted, unless a single row has more.
 PASS_TOKENS = 16_384
+# What follows a prompt stands in one row up to so many tokens, or as many as the prompt has. As
+# attention costs a row's length squared, more would cost more than the prompt run once more: texts
+# without a prompt all have the same one, the token that starts a text.
+ROW_TOKENS = 256
 # Of pictures encoded in one pass.
 PASS_TILES = 32
 # Logits are made for so many places at a time: a large vocabulary's do not fit otherwise.
@@ -72,7 +76,7 @@ class Choices:
 
 @dataclass(frozen=True)
 class _Row:
-    """A prompt with all that may follow it in any request, each once.
+    """A prompt with what may follow it in any request, each once.
 
     images: by their keys.
     """
@@ -86,6 +90,20 @@ class _Row:
     def num_tokens(self) -> int:
         """Tokens that are run: a continuation's last one is told and not read."""
         return len(self.prompt) + sum(len(tokens) - 1 for tokens in self.continuations)
+
+    def parts(self) -> Iterator["_Row"]:
+        """The prompt with some continuations each, so that no row is longer than is worth it."""
+        most = max(ROW_TOKENS, len(self.prompt))
+        part: dict[Tokens, None] = {}
+        num_tokens = 0
+        for tokens in self.continuations:
+            if part and num_tokens + len(tokens) > most:
+                yield replace(self, continuations=part)
+                part, num_tokens = {}, 0
+            part[tokens] = None
+            num_tokens += len(tokens)
+        if part:
+            yield replace(self, continuations=part)
 
 
 class Scorer:
@@ -105,8 +123,9 @@ class Scorer:
     def score(self, requests: Sequence[Choices], batch_size: int) -> list[list[Likelihood]]:
         """Return the likelihood of each continuation of each request.
 
-        Requests of one prompt share its pass. Where `dynamic` positions depend on a row's length,
-        they are those of writing the continuation token by token.
+        Requests of one prompt share its pass, unless much follows it (`ROW_TOKENS`). Where
+        `dynamic` positions depend on a row's length, they are those of writing the continuation
+        token by token.
 
         Args:
             batch_size: prompts run together, at most.
@@ -117,20 +136,21 @@ class Scorer:
         """
         pictures = {id(image): image for choices in requests for image in choices.prompt.images}
         names = {number: image_key(image) for number, image in pictures.items()}
-        rows: dict[RowKey, _Row] = {}
+        prompts: dict[RowKey, _Row] = {}
         wanted = []
         for request in requests:
             self._check(request)
             images = {names[id(image)]: image for image in request.prompt.images}
             shown = tuple(names[id(image)] for image in request.prompt.images)
             key = tuple(request.prompt.input_ids.tolist()), shown
-            row = rows.setdefault(key, _Row(*key, images, {}))
+            row = prompts.setdefault(key, _Row(*key, images, {}))
             row.continuations.update(dict.fromkeys(request.continuations))
             wanted.append((key, request.continuations))
-        told: dict[RowKey, dict[Tokens, Likelihood]] = {}
-        for batch in _batches([row for row in rows.values() if row.continuations], batch_size):
+        told: dict[RowKey, dict[Tokens, Likelihood]] = {key: {} for key in prompts}
+        rows = [part for row in prompts.values() for part in row.parts()]
+        for batch in _batches(rows, batch_size):
             for row, likelihoods in zip(batch, self._run(batch), strict=True):
-                told[row.prompt, row.image_keys] = likelihoods
+                told[row.prompt, row.image_keys] |= likelihoods
         return [[told[key][tokens] for tokens in continuations] for key, continuations in wanted]
 
     def _check(self, request: Choices) -> None:

@@ -150,6 +150,27 @@ def test_a_prompt_and_its_pictures_are_run_once_for_all_that_may_follow(
         hook.remove()
 
 
+def test_much_that_follows_a_short_prompt_is_put_into_rows_of_its_own(
+    open_model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else texts by themselves, which all follow the token that starts a text, were one row."""
+    shapes: list[tuple[int, ...]] = []
+
+    def note(module: object, args: tuple[Tensor, ...], kwargs: object) -> None:
+        shapes.append(tuple(args[0].shape))
+
+    hook = open_model.decoder.register_forward_pre_hook(note, with_kwargs=True)
+    start = Example(torch.tensor([3]), torch.zeros(1, dtype=torch.bool), ())
+    texts = [tuple(range(first, first + 20)) for first in range(5, 45, 5)]
+    alone = [scorer_of(open_model).score([Choices(start, (text,))], 1)[0] for text in texts]
+    shapes.clear()
+    monkeypatch.setattr(scoring, "ROW_TOKENS", 50)
+    requests = [Choices(start, (text,)) for text in texts]
+    assert apart(scorer_of(open_model).score(requests, 4), alone) <= TOLERANCE
+    assert shapes == [(4, 39)]  # two texts a row, without the last token of each
+    hook.remove()
+
+
 def test_what_greedy_generation_writes_is_greedy_and_as_likely_as_it_says(
     open_model: VisionLanguageModel, prompts: list[Example]
 ) -> None:
