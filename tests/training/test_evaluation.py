@@ -13,8 +13,8 @@ from data.pack import pack
 from data.shards import read_folder
 from eval.benchmark import find_benchmark
 from eval.run import EvalConfig, evaluate
-from training.config import TrainConfig
-from training.evaluation import source_names
+from training.config import EvaluateConfig, TrainConfig
+from training.evaluation import Questions, source_names
 from training.metrics import METRICS_FILE, read_metrics
 from training.run import train_stage
 from training.summary import SUMMARY_FILE
@@ -83,6 +83,23 @@ def test_questions_are_answered_as_vlm_eval_does_and_the_rest_of_the_run_stays_a
     for component in ("encoder", "projector", "decoder"):
         one, other = (read_component(c.out, component) for c in (config, plain))
         assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_pictures_are_encoded_anew_each_time_that_questions_are_asked(
+    stage_config: MakeConfig, shards: Path, tmp_path: Path
+) -> None:
+    """What was kept of them belongs to weights that have changed since."""
+    config = stage_config("finetune", tmp_path / "out", steps=1)
+    train_stage(config)
+    asked = EvaluateConfig(data=shards / "validation", every=1, max_questions=4, max_tokens=2)
+    questions = Questions(load(config.out), asked)
+    calls: list[int] = []
+    encoder = questions.model.network.encoder
+    encoder.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
+    questions.figures()
+    first = list(calls)
+    questions.figures()
+    assert first and calls == 2 * first
 
 
 def test_the_best_model_is_kept_beside_the_last_one(
