@@ -15,6 +15,7 @@ Axes: `A` attacked items, `C` choices of an item, `B` rows, `S` text length, `T`
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -53,12 +54,29 @@ class Attacked:
 
 @dataclass(frozen=True)
 class _Space:
-    """A picture's tiles and what they may become: (T, 3, px, px) float32, 0..255."""
+    """A picture's tiles, and where they may change.
+
+    free: (T, 1, px, px) bool.
+    draw: at the state from which the start is drawn.
+    """
 
     picture: TiledImage
-    low: Tensor
-    high: Tensor
-    start: Tensor
+    free: Tensor
+    draw: np.random.Generator
+
+    def bounds(self, attack: Attack) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The pixels, the least and the most that they may become, and where the attack starts.
+
+        All (T, 3, px, px) float32, 0..255; made when they are needed, for they are large.
+        """
+        pixels = self.picture.tiles.float()
+        reach = attack.levels if isinstance(attack, PgdAttack) else LEVELS
+        low = torch.where(self.free, (pixels - reach).clamp(min=0), pixels)
+        high = torch.where(self.free, (pixels + reach).clamp(max=LEVELS), pixels)
+        if isinstance(attack, PgdAttack) and not attack.random_start:
+            return pixels, low, high, pixels
+        share = deepcopy(self.draw).random(tuple(pixels.shape), np.float32)
+        return pixels, low, high, low + torch.from_numpy(share) * (high - low)
 
 
 @dataclass(frozen=True)
@@ -184,9 +202,7 @@ def perturb(
     spaces = [space for victim in victims for space in victim.spaces]
     clean, low, high, point = (
         torch.cat(tensors).to(device)
-        for tensors in zip(
-            *((s.picture.tiles.float(), s.low, s.high, s.start) for s in spaces), strict=True
-        )
+        for tensors in zip(*(space.bounds(attack) for space in spaces), strict=True)
     )  # (T, 3, px, px)
     sign = 1 if attack.target is None else -1
     reach = attack.levels if isinstance(attack, PgdAttack) else LEVELS
@@ -262,7 +278,7 @@ class _Objective:
 
 
 def _space(model: Model, content: bytes, attack: Attack, draw: np.random.Generator) -> _Space:
-    """A picture on its canvas, and what its pixels may become."""
+    """A picture on its canvas, and which of its pixels may change."""
     image = read_image(content)
     tiled = model.processor.tile(image)
     vision = model.processor.vision
@@ -275,15 +291,7 @@ def _space(model: Model, content: bytes, attack: Attack, draw: np.random.Generat
         top, left = (int(draw.integers(length - side + 1)) for length in size)
         where[:, top : top + side, left : left + side] = 1
     free = cut_tiles(where, tiled.canvas, vision.tile_size_px) > 0  # (T, 1, px, px)
-    pixels = tiled.tiles.float()
-    reach = attack.levels if isinstance(attack, PgdAttack) else LEVELS
-    low = torch.where(free, (pixels - reach).clamp(min=0), pixels)
-    high = torch.where(free, (pixels + reach).clamp(max=LEVELS), pixels)
-    start = pixels
-    if not isinstance(attack, PgdAttack) or attack.random_start:
-        share = torch.from_numpy(draw.random(tuple(pixels.shape), np.float32))
-        start = low + share * (high - low)
-    return _Space(tiled, low, high, start)
+    return _Space(tiled, free, draw)
 
 
 def _answers(benchmark: BenchmarkConfig, item: Item) -> tuple[list[str], int]:

@@ -36,11 +36,12 @@ def card(item: Item, said: Sequence[Said]) -> str:
         f"<p class=context><small>{escape(name)}</small> {folded(text)}</p>"
         for name, text in item.fields.items()
     )
+    question = f"<p class=question>{folded(item.question)}</p>" if item.question else ""
     rows = "".join(_said(item, each) for each in said)
     kind = "" if item.type == "all" else f" &middot; {escape(item.type)}"
     return (
         f"<article>{f'<div class=pictures>{pictures}</div>' if pictures else ''}"
-        f"<div class=words>{context}<p class=question>{folded(item.question)}</p>{_choices(item)}"
+        f"<div class=words>{context}{question}{_choices(item)}"
         f"</div><dl class=said>{_expected(item)}{rows}</dl>"
         f"<footer><b>{escape(item.id)}</b>{kind}</footer></article>"
     )

@@ -126,7 +126,7 @@ def _table(report: Report) -> str:
         f"<th scope=col class=strip>{strip_scale(ends, factor)}</th>{_side_names(report)}"
     )
     return (
-        f"<section><h2>{escape(report.headline)} by type</h2>"
+        f"<section><h2>{escape(report.headline)}{' by type' if report.types else ''}</h2>"
         f"<div class=scroll><table><thead><tr>{head}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div>"
         f"<p class=quiet>{escape(explain(report))}</p>{_further(report)}</section>"

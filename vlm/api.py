@@ -25,6 +25,8 @@ from vlm.safety.answer import HeldAnswer
 from vlm.safety.config import SafetyConfig
 from vlm.safety.policy import Safety
 from vlm.weights.folder import COMPONENTS, load_component, read_component, read_folder_config
+from vlm.weights.quantized import Saving, parse_quantization
+from vlm.weights.quantized import quantize as quantized
 
 # Messages, see `Model.chat`; or a text, which is continued as it stands, without a chat template.
 Prompt = str | Sequence[Mapping[str, Any]]
@@ -43,6 +45,7 @@ class Model:
     safety: the policy on what is asked and answered, if there is one. A conversation that it
         refuses raises `vlm.safety.policy.ContentPolicyError`; of an answer that it withholds, its
         notice is the text.
+    saving: what rounded weights take, where some were.
     """
 
     def __init__(
@@ -51,11 +54,13 @@ class Model:
         processor: Processor,
         folder: Path,
         safety: Safety | None = None,
+        saving: Saving | None = None,
     ) -> None:
         self.network = network.eval()
         self.processor = processor
         self.folder = folder
         self.safety = safety
+        self.saving = saving
         self.answering = Answering(self.network, processor.tokenizer)
         self.likelihoods = Likelihoods(self.network, processor, self.answering.images)
 
@@ -282,6 +287,7 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     safety: str | Path | SafetyConfig | None = None,
+    quantize: str | Sequence[str] | Mapping[str, str] | None = None,
 ) -> Model:
     """Load a model folder: one of ours, or one of transformers' Mllama (Llama 3.2 Vision).
 
@@ -289,13 +295,17 @@ def load(
 
     Args:
         device: "auto" is the first GPU where there is one, else the CPU.
-        dtype: "float32", "bfloat16", "float16"; "auto" is bfloat16 on a GPU, float32 on the CPU.
+        dtype: "float32", "bfloat16", "float16"; "auto" is bfloat16 on a GPU and for int4, else
+            float32.
         safety: a policy on what is asked and answered, or a YAML file of one; None: no policy.
+        quantize: hold the weights of the decoder's layers in "int8" or "int4", or those of the
+            parts named: {"decoder": "int4", "output": "int8"}; see vlm/weights/quantized.py.
     Raises:
         UserError: the folder is missing, damaged, holds only a part of a model or one of another
             kind; an adapter's base is not there, or is another model; a classifier of the policy
-            cannot be loaded.
+            cannot be loaded; the weights cannot be rounded so.
     """
+    parts = parse_quantization(quantize)
     policy = None
     if safety is not None:
         rules = safety
@@ -313,6 +323,8 @@ def load(
             "load the folder of an align or finetune stage"
         )
     target = find_device(device)
+    if dtype == "auto" and "int4" in parts.values():
+        dtype = "bfloat16"
     weights_dtype = find_dtype(dtype, target)
     processor = Processor.from_folder(weights, config.model.vision)
     processor.tokenizer.check_fits(config.model.decoder.num_embeddings)
@@ -324,7 +336,8 @@ def load(
         load_component(getattr(network, component), tensors, component, weights)
     if adapter is not None:
         adapter.merge_into(network)
-    return Model(network.requires_grad_(False), processor, folder, policy)
+    saving = quantized(network.requires_grad_(False), parts) if parts else None
+    return Model(network, processor, folder, policy, saving)
 
 
 def find_device(name: str) -> torch.device:

@@ -14,6 +14,7 @@ from vlm.api import CAPTION_PROMPT, Model
 from vlm.caption_file import CaptionFile
 from vlm.errors import UserError
 from vlm.images import EXTENSIONS, MAX_PIXELS, ImageError, read_image
+from vlm.messages import question_chat
 from vlm.safety.policy import ContentPolicyError
 
 BATCH_IMAGES = 32
@@ -65,16 +66,40 @@ def caption_files(
         settings: see `vlm.replies.AnswerConfig`.
     """
     for start in range(0, len(paths), BATCH_IMAGES):
-        batch = [_read(model, path, max_pixels) for path in paths[start : start + BATCH_IMAGES]]
-        pictures = [picture for picture in batch if isinstance(picture, Image.Image)]
-        requests = [([picture], CAPTION_PROMPT) for picture in pictures]
-        texts = iter(model.answer_batch(requests, **settings))
+        batch = paths[start : start + BATCH_IMAGES]
+        read = [_read(path, max_pixels) for path in batch]
+        pictures = [picture for picture in read if isinstance(picture, Image.Image)]
+        captions = iter(_captions(model, pictures, settings))
+        made = [next(captions) if isinstance(one, Image.Image) else one for one in read]
         yield [
-            Captioned(path, None, str(picture))
-            if isinstance(picture, UserError)
-            else Captioned(path, " ".join(next(texts).split()))
-            for path, picture in zip(paths[start:], batch, strict=False)
+            Captioned(path, one)
+            if isinstance(one, str)
+            else Captioned(path, None, _named(one, path))
+            for path, one in zip(batch, made, strict=True)
         ]
+
+
+def _captions(
+    model: Model, pictures: Sequence[Image.Image], settings: Mapping[str, Any]
+) -> list[str | UserError]:
+    """Captions in one line, or why a content policy lets one have none."""
+    chats = [question_chat([picture], CAPTION_PROMPT) for picture in pictures]
+    try:
+        replies = model.chat_batch(chats, **settings)
+    except ContentPolicyError as error:
+        if len(pictures) == 1:
+            return [error]
+        return [one for picture in pictures for one in _captions(model, [picture], settings)]
+    return [
+        UserError(reply.text)
+        if reply.finish_reason == "content_filter"
+        else " ".join(reply.text.split())
+        for reply in replies
+    ]
+
+
+def _named(problem: UserError, path: Path) -> str:
+    return str(problem) if isinstance(problem, ImageError) else f"{path}: {problem}"
 
 
 def expanded(inputs: Sequence[Path]) -> list[Path]:
@@ -103,17 +128,17 @@ def print_captions(model: Model, paths: Sequence[Path], **settings: Any) -> int:
     """Print a line `path: caption` for each picture file.
 
     Returns:
-        how many could not be read; each is named on stderr.
+        how many have no caption; each is named on stderr.
     """
-    num_unreadable = 0
+    num_left_out = 0
     for batch in caption_files(model, paths, **settings):
         for made in batch:
             if made.problem is None:
                 print(f"{made.path}: {made.caption}", flush=True)
             else:
                 print("error:", made.problem, file=sys.stderr)
-                num_unreadable += 1
-    return num_unreadable
+                num_left_out += 1
+    return num_left_out
 
 
 def write_captions(
@@ -121,15 +146,16 @@ def write_captions(
 ) -> int:
     """Write captions of those picture files, by name, that have none in the file yet.
 
-    Pictures that cannot be read are not written, so that another run tries them again.
+    Pictures that cannot be read, or that a content policy refuses, are not written, so that another
+    run tries them again.
 
     Returns:
-        how many could not be read; each is named on stderr.
+        how many have no caption; each is named on stderr.
     Raises:
         UserError: the file cannot be written.
     """
     names = [name for name in files if name not in written.names]
-    num_known, num_done, num_unreadable = len(files) - len(names), 0, 0
+    num_known, num_done, num_left_out = len(files) - len(names), 0, 0
     console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     if num_known:
         console.print(f"{written.path} has {num_known} of {len(files)} captions; making the others")
@@ -143,21 +169,16 @@ def write_captions(
             for _, made in pairs:
                 if made.problem is not None:
                     console.print(f"error: {made.problem}")
-                    num_unreadable += 1
+                    num_left_out += 1
             progress.advance(task, len(batch))
-    unread = f", {num_unreadable} could not be read" if num_unreadable else ""
-    num_captions = len(files) - num_unreadable
-    console.print(f"{written.path}: {num_captions} of {len(files)} captions{unread}")
-    return num_unreadable
+    left_out = f", {num_left_out} left out" if num_left_out else ""
+    num_captions = len(files) - num_left_out
+    console.print(f"{written.path}: {num_captions} of {len(files)} captions{left_out}")
+    return num_left_out
 
 
-def _read(model: Model, path: Path, max_pixels: int) -> Image.Image | UserError:
+def _read(path: Path, max_pixels: int) -> Image.Image | ImageError:
     try:
-        picture = read_image(path, max_pixels)
-        if model.safety is not None:
-            model.safety.check_input(CAPTION_PROMPT, [picture])
+        return read_image(path, max_pixels)
     except ImageError as error:
         return error
-    except ContentPolicyError as error:
-        return UserError(f"{path}: {error}")
-    return picture

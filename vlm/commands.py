@@ -89,9 +89,9 @@ def caption(
 ) -> None:
     """Describe pictures: one line `path: caption` each, or a line of --out.
 
-    Files that cannot be read are named on stderr and the others described; the exit code is
-    then 2. With --out, a run that was stopped goes on where it was; a picture's name is its path
-    below the folder if that is all that is given.
+    Files that cannot be read, or that the content policy refuses, are named on stderr and the
+    others described; the exit code is then 2. With --out, a run that was stopped goes on where it
+    was; a picture's name is its path below the folder if that is all that is given.
     """
     from vlm.caption_file import CaptionFile
     from vlm.captioning import expanded, named_files, print_captions, write_captions
@@ -101,13 +101,13 @@ def caption(
     )
     if out is None:
         paths = expanded(pictures)
-        num_unreadable = print_captions(_load(model, device, safety), paths, **settings)
+        num_left_out = print_captions(_load(model, device, safety), paths, **settings)
     else:
         files = named_files(pictures)
         with CaptionFile(out) as written:
             loaded = _load(model, device, safety)
-            num_unreadable = write_captions(loaded, files, written, **settings)
-    if num_unreadable:
+            num_left_out = write_captions(loaded, files, written, **settings)
+    if num_left_out:
         raise typer.Exit(2)
 
 

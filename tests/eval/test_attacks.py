@@ -247,6 +247,20 @@ def test_an_item_without_pictures_is_not_attacked_and_weights_stay(
         assert torch.equal(tensor, weights[name])
 
 
+@pytest.mark.gpu
+def test_on_cuda_bounds_hold_and_losses_are_those_of_the_cpu(
+    model: Model, items: list[Item], processor: Processor
+) -> None:
+    attack = PgdAttack(eps=4 / 255, steps=2)
+    expected = attacked(model, items, attack)
+    on_gpu = Model(model.network.cuda(), processor, Path())
+    for here, there in zip(expected, attacked(on_gpu, items, attack), strict=True):
+        assert 0 < there.facts.distance <= 4 / 255
+        # TF32 is off; signs of gradients near nothing may differ.
+        assert there.facts.loss_before == pytest.approx(here.facts.loss_before, rel=1e-3)
+        assert there.facts.loss == pytest.approx(here.facts.loss, rel=2e-2)
+
+
 def test_words_name_attacks() -> None:
     assert read_attack("pgd:eps=4/255,steps=20") == PgdAttack(eps=4 / 255, steps=20)
     assert read_attack("pgd:eps=4/255").label == "pgd 4/255, 10 steps"

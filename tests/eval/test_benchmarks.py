@@ -36,7 +36,7 @@ def test_a_benchmark_runs_from_its_files_to_its_report(
     assert report["benchmark"] == name and report["overall"]["num_items"] > 0
     values = [figure["value"] for figure in report["overall"]["figures"]["model"].values()]
     assert any(value is not None for value in values)
-    for one, other in zip(again.scored.answers, evaluation.scored.answers, strict=True):
-        assert replace(one, logprobs=()) == replace(other, logprobs=())
-        # Sums of up to a hundred tokens, each within float32's last bits of the other.
-        assert one.logprobs == pytest.approx(other.logprobs, rel=1e-5)
+    for one, other in zip(evaluation.scored.answers, again.scored.answers, strict=True):
+        # Sums of rows of other lengths differ in their last bits.
+        assert other.logprobs == pytest.approx(one.logprobs, abs=1e-4)
+        assert replace(other, logprobs=()) == replace(one, logprobs=())

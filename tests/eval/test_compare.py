@@ -122,9 +122,14 @@ def test_data_that_has_changed_since_is_refused(
     runs: tuple[Path, Path], tmp_path: Path, scenes: Path
 ) -> None:
     write_scenes(tmp_path / "others", 12, 1, SceneConfig(tile_size_px=24))
-    with pytest.raises(UserError, match=r"no prediction for \d+ of|does not hold what"):
+    with pytest.raises(UserError, match=r"no prediction for \d+ of"):
         FinishedRun.read(runs[0], tmp_path / "others")
     assert FinishedRun.read(runs[0], scenes).scored.items
+    # The same items, with another answer that counts: here, another hash.
+    measured_on = FinishedRun.read(runs[0]).receipt["data"]["sha256"]
+    runs[0].write_text(runs[0].read_text().replace(measured_on, "0" * 64))
+    with pytest.raises(UserError, match=r"does not hold what .* was measured on"):
+        FinishedRun.read(runs[0])
 
 
 def test_reports_and_predictions_that_are_missing_or_damaged_are_named(

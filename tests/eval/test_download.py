@@ -123,6 +123,12 @@ def test_the_files_of_examples_are_downloaded_too(hub: type[Hub], tmp_path: Path
     assert [path for path in hub.asked if "train-" in path]
 
 
+def test_a_program_is_never_downloaded(hub: type[Hub], tmp_path: Path) -> None:
+    download(find_benchmark("mme", ("files.questions=data/test-*",)), tmp_path / "mme")
+    assert (tmp_path / "mme/data/test-00000-of-00001.parquet").is_file()
+    assert not [path for path in hub.asked if path.endswith(".py")]
+
+
 def test_what_cannot_be_downloaded_is_explained(
     hub: type[Hub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

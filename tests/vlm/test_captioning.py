@@ -79,10 +79,34 @@ def test_a_folder_is_written_to_a_file_and_what_cannot_be_read_is_named(
     out = tmp_path / "captions.jsonl"
     assert run(open_model_folder, folder, "--out", out) == 2
     errors = capsys.readouterr().err
-    assert "broken.jpg" in errors and "3 of 4 captions, 1 could not be read" in errors
+    assert "broken.jpg" in errors and "3 of 4 captions, 1 left out" in errors
     assert list(rows(out)) == ["a.png", "b.JPEG", "below/c.webp"]
     assert run(open_model_folder, folder, "--out", tmp_path / "captions.csv") == 2
     assert len((tmp_path / "captions.csv").read_text().splitlines()) == 4
+
+
+def test_a_withheld_caption_is_not_written_and_the_others_are(
+    folder: Path,
+    open_model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (folder / "broken.jpg").unlink()
+    caption = vlm.load(open_model_folder, device="cpu").caption(folder / "b.JPEG", max_tokens=5)
+    (tmp_path / "one_caption.py").write_text(
+        "class Said:\n"
+        "    def classify(self, content):\n"
+        f"        return {{'said': float(content.text.strip() == {caption!r})}}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    rules = {"classifiers": [{"kind": "one_caption:Said"}], "input": None}
+    (tmp_path / "policy.yaml").write_text(json.dumps(rules))
+    out = tmp_path / "captions.jsonl"
+    assert run(open_model_folder, folder, "--out", out, "--safety", tmp_path / "policy.yaml") == 2
+    assert list(rows(out)) == ["a.png", "below/c.webp"]
+    errors = capsys.readouterr().err
+    assert "b.JPEG: This answer was withheld" in errors and "1 left out" in errors
 
 
 def test_a_run_goes_on_where_it_was(

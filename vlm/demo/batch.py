@@ -103,7 +103,7 @@ def _pictures_of(files: Sequence[FileData]) -> list[str]:
 def _summary(num_captions: int, problems: Sequence[str]) -> str:
     lines = [f"{num_captions} captions"]
     if problems:
-        lines = [f"{num_captions} captions; {len(problems)} could not be read:", *problems]
+        lines = [f"{num_captions} captions; {len(problems)} left out:", *problems]
     return "\n".join(lines)
 
 

@@ -43,6 +43,14 @@ def serve(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    quantize: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[PART=]KIND",
+            help="Hold the decoder's weights in int8 or int4; PART: decoder, output, projector, "
+            "encoder. May be repeated.",
+        ),
+    ] = None,
 ) -> None:
     """Serve a model over HTTP, in the form of OpenAI's API, until Ctrl-C or SIGTERM."""
     from vlm.config import load_config
@@ -58,7 +66,7 @@ def serve(
     }
     given = [f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
     loaded = load_config(ServerConfig, config, [*given, *(settings or ())])
-    _serve(model, loaded, device, dtype)
+    _serve(model, loaded, device, dtype, quantize)
 
 
 def read_keys(path: Path) -> list[str]:
@@ -76,9 +84,15 @@ def read_keys(path: Path) -> list[str]:
     return keys
 
 
-def _serve(folder: Path, config: "ServerConfig", device: str, dtype: str) -> None:
+def _serve(
+    folder: Path, config: "ServerConfig", device: str, dtype: str, quantize: list[str] | None
+) -> None:
     from vlm.api import load
     from vlm.server.load import service_of
     from vlm.server.run import serve as run
 
-    run(service_of(load(folder, device, dtype), config))
+    model = load(folder, device, dtype, quantize=quantize)
+    if model.saving is not None:
+        before, after = model.saving.before / 2**20, model.saving.after / 2**20
+        print(f"rounded weights take {after:.1f} MiB in place of {before:.1f}", flush=True)
+    run(service_of(model, config))

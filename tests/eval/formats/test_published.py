@@ -174,6 +174,12 @@ def test_gqa_tables_join_questions_and_pictures(tmp_path: Path) -> None:
     assert [item.answers for item in items] == [("yes",), ("circle",)]
     assert items[0].images == items[1].images
     assert items[0].images[0].read() == png(7)
+    write_table(
+        tmp_path / "testdev_balanced_images/testdev-00000-of-00001.parquet",
+        [{"id": "n6", "image": png(6)}],
+    )
+    with pytest.raises(UserError, match="shows 'n7', which no table of pictures has"):
+        read("gqa", tmp_path)
 
 
 def test_aokvqa_is_asked_for_an_answer_or_for_a_choice(tmp_path: Path) -> None:

@@ -207,7 +207,7 @@ def test_pictures_become_a_csv_and_what_cannot_be_read_is_named(
     assert rows[0] == "image,caption" and len(rows) == 3
     assert {row.split(",")[0] for row in rows[1:]} == {"photo.png", "tall.png"}
     status = page.locator("#batch-status textarea").input_value()
-    assert "2 captions; 1 could not be read" in status and "broken.png: not a pict" in status
+    assert "2 captions; 1 left out" in status and "broken.png: not a pict" in status
 
 
 def test_a_mistake_is_explained_in_the_page(visit: Visit, files: dict[str, Path]) -> None:
