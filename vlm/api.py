@@ -336,7 +336,8 @@ def load(
         load_component(getattr(network, component), tensors, component, weights)
     if adapter is not None:
         adapter.merge_into(network)
-    saving = quantized(network.requires_grad_(False), parts) if parts else None
+    network.requires_grad_(False)
+    saving = quantized(network, parts) if parts else None
     return Model(network, processor, folder, policy, saving)
 
 
