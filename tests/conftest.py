@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,6 +28,10 @@ from vlm.weights.mllama_names import our_name
 
 if TYPE_CHECKING:
     from transformers import MllamaForConditionalGeneration
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has a core, and so what it starts
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Examples are found anew each time and never by a clock: machines that test may be busy.
 hypothesis.settings.register_profile("vlm", deadline=None, database=None)
