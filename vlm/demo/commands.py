@@ -47,6 +47,9 @@ def demo(
     if find_spec("gradio") is None:
         raise UserError("vlm demo needs gradio: install the extra, pip install 'vlm[demo]'")
     from vlm.api import load
+    from vlm.cores import leave_a_core
     from vlm.demo.run import serve
 
-    serve(load(model, device, dtype, safety), loaded)
+    opened = load(model, device, dtype, safety)
+    leave_a_core(opened.device)
+    serve(opened, loaded)

@@ -88,10 +88,12 @@ def _serve(
     folder: Path, config: "ServerConfig", device: str, dtype: str, quantize: list[str] | None
 ) -> None:
     from vlm.api import load
+    from vlm.cores import leave_a_core
     from vlm.server.load import service_of
     from vlm.server.run import serve as run
 
     model = load(folder, device, dtype, quantize=quantize)
+    leave_a_core(model.device)
     if model.saving is not None:
         before, after = model.saving.before / 2**20, model.saving.after / 2**20
         print(f"rounded weights take {after:.1f} MiB in place of {before:.1f}", flush=True)
