@@ -37,7 +37,8 @@ class ModelFacts(_Facts):
 class DataFacts(_Facts):
     """Which items were asked.
 
-    sha256: of all that was asked and of what counts as right, pictures too (eval/run.py).
+    sha256: of all that was asked and of what counts as right, pictures too; see
+        `eval.items.items_sha256`.
     limit: None when all were.
     num_left_out: of items whose pictures are not there, as the benchmark allows.
     num_published: how many items the published files have, where the benchmark says so.

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from rich.progress import Progress
 from data.pack import file_sha256
 from encoders.config import VisionConfig
 from eval.benchmark import BenchmarkConfig, describe
-from eval.items import Item, items_sha256
+from eval.items import Answer, Item, items_sha256
 from eval.judge import current_grader
 from eval.predict import Predictor, in_chunks
 from eval.predictions import Prediction, PredictionFile, discard
@@ -94,38 +95,16 @@ def evaluate(
     examples = Examples(benchmark, benchmark.examples(data))
     asking = _Asking(model, benchmark, data, config, examples, attacked_folder(out))
     predictions = asking.run(items, predictions_path(out))
-    answers = {"model": read_answers(benchmark, items, predictions)}
+    unseen = None
     if "blind" in benchmark.baselines and any(item.images for item in items):
         unseen = asking.run(items, predictions_path(out, "blind"), blind=True)
-        answers["blind"] = read_answers(benchmark, items, unseen)
-    if "majority" in benchmark.baselines:
-        answers["majority"] = majority_answers(items, counted)
-    sides: dict[Side, Scored] = {
-        side: score(benchmark, items, answers[side])
-        for side in ("model", "blind", "majority")
-        if side in answers
-    }
-    grader = current_grader()
-    run = Run(
-        model=model_facts(model.folder),
-        data=data_facts(benchmark, data, items, predictions, config.limit, len(left_out)),
-        majority_from=None
-        if majority_from is None
-        else data_facts(benchmark, majority_from, counted, (), None),
-        benchmark=dict(describe(benchmark)),
-        prompt=asking.first_prompt(),
-        preprocessing=preprocessing(model.processor.vision),
-        max_answer_tokens=asking.max_answer_tokens,
-        num_cut=sum(prediction.cut for prediction in predictions),
-        batch_size=config.batch_size,
-        device=str(model.device),
-        dtype=_dtype(model),
-        commit=commit(),
-        versions=library_versions(),
-        seconds=round(time.perf_counter() - start, 3),
-        command=command,
-        judge=None if grader is None else grader.judge.name,
-    )
+    sides = _measured(benchmark, items, predictions, unseen, counted)
+    facts = data_facts(benchmark, data, items, predictions, config.limit, len(left_out))
+    counted_facts = None
+    if majority_from is not None:
+        counted_facts = data_facts(benchmark, majority_from, counted, (), None)
+    num_cut = sum(prediction.cut for prediction in predictions)
+    run = asking.receipt(facts, counted_facts, num_cut, time.perf_counter() - start, command)
     report = build_report(benchmark.title, sides, run)
     if rank() == 0:
         write_report(out, report)
@@ -153,10 +132,21 @@ def model_facts(folder: Path) -> ModelFacts:
     return ModelFacts(
         folder=str(folder),
         stage=provenance["stage"],
-        weights_sha256={**{path.name: file_sha256(path) for path in files}, **base},
+        weights_sha256={**{path.name: _sha256_once(path) for path in files}, **base},
         seed=provenance["seed"],
         commit=provenance["commit"],
     )
+
+
+def _sha256_once(path: Path) -> str:
+    """The hash of a file; an unchanged one is read once, for weights may be many gigabytes."""
+    state = path.stat()
+    return _sha256_of_state(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _sha256_of_state(path: Path, size: int, mtime_ns: int) -> str:
+    return file_sha256(path)
 
 
 @dataclass(frozen=True)
@@ -195,15 +185,39 @@ class _Asking:
         wait_for_all()
         return predictions if rank() == 0 else file.completed(ids)
 
-    @property
-    def max_answer_tokens(self) -> int:
-        """Where written answers are cut off."""
-        return self._predictor(False).max_answer_tokens
-
     def first_prompt(self) -> str:
         """The first item's prompt as the model reads it."""
         prompt, _ = self._predictor(False).prompt(next(self._items()), Pictures())
         return prompt if isinstance(prompt, str) else self.model.prompt_text(prompt)
+
+    def receipt(
+        self,
+        data: DataFacts,
+        majority_from: DataFacts | None,
+        num_cut: int,
+        seconds: float,
+        command: str | None,
+    ) -> Run:
+        """Everything that the figures depend on."""
+        grader = current_grader()
+        return Run(
+            model=model_facts(self.model.folder),
+            data=data,
+            majority_from=majority_from,
+            benchmark=dict(describe(self.benchmark)),
+            prompt=self.first_prompt(),
+            preprocessing=preprocessing(self.model.processor.vision),
+            max_answer_tokens=self._predictor(False).max_answer_tokens,
+            num_cut=num_cut,
+            batch_size=self.config.batch_size,
+            device=str(self.model.device),
+            dtype=_dtype(self.model),
+            commit=commit(),
+            versions=library_versions(),
+            seconds=round(seconds, 3),
+            command=command,
+            judge=None if grader is None else grader.judge.name,
+        )
 
     def _predictor(self, blind: bool) -> Predictor:
         settings = self.model, self.benchmark, self.examples, self.config.batch_size
@@ -237,6 +251,27 @@ def prediction_settings(
         "commit": commit(),
         "versions": {name: library_versions()[name] for name in ("vlm", "torch")},
     }
+
+
+def _measured(
+    benchmark: BenchmarkConfig,
+    items: Sequence[Item],
+    predictions: Sequence[Prediction],
+    unseen: Sequence[Prediction] | None,
+    counted: Sequence[Item],
+) -> dict[Side, Scored]:
+    """The model's answers and those of the benchmark's baselines.
+
+    Args:
+        unseen: predictions without pictures, if that baseline was asked.
+        counted: the items that the majority is counted on.
+    """
+    answers: dict[Side, list[Answer]] = {"model": read_answers(benchmark, items, predictions)}
+    if unseen is not None:
+        answers["blind"] = read_answers(benchmark, items, unseen)
+    if "majority" in benchmark.baselines:
+        answers["majority"] = majority_answers(items, counted)
+    return {side: score(benchmark, items, given) for side, given in answers.items()}
 
 
 def _kept(benchmark: BenchmarkConfig, data: Path) -> list[Item]:

@@ -18,9 +18,9 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import simple_parse_args_string
 from torch import Tensor
 
-from eval.harness.requests import as_batch_size, generate, score, show
-from eval.ranks import num_ranks, own_device, rank, wait_for_all
-from vlm.api import Model, Prompt, load
+from eval.harness.requests import as_batch_size, generate, open_model, score, show
+from eval.ranks import num_ranks, rank, wait_for_all
+from vlm.api import Model, Prompt
 from vlm.errors import UserError
 
 NAME = "vlm"
@@ -55,12 +55,8 @@ class HarnessModel(LM):
         max_batch_size: int | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(pretrained, Model):
-            self.model = pretrained
-        else:
-            self.model = load(pretrained, device=own_device(device or "auto"), dtype=dtype)
-        wanted = as_batch_size(batch_size)
-        self.batch_size = min(wanted, max_batch_size or wanted)
+        self.model = open_model(pretrained, device, dtype)
+        self.batch_size = as_batch_size(batch_size, max_batch_size)
         # What the chat template made of which messages: lm-eval hands on texts only.
         self._chats: dict[str, Sequence[Mapping[str, Any]]] = {}
         self._rank, self._world_size = rank(), num_ranks()

@@ -12,9 +12,9 @@ from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from lmms_eval.utils import simple_parse_args_string
 
-from eval.harness.requests import as_batch_size, generate, score, show
-from eval.ranks import num_ranks, own_device, rank
-from vlm.api import Model, load
+from eval.harness.requests import as_batch_size, generate, open_model, score, show
+from eval.ranks import num_ranks, rank
+from vlm.api import Model
 from vlm.errors import UserError
 
 
@@ -39,12 +39,8 @@ class HarnessModel(lmms):
         max_batch_size: int | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(pretrained, Model):
-            self.model = pretrained
-        else:
-            self.model = load(pretrained, device=own_device(device or "auto"), dtype=dtype)
-        wanted = as_batch_size(batch_size)
-        self.batch_size = min(wanted, max_batch_size or wanted)
+        self.model = open_model(pretrained, device, dtype)
+        self.batch_size = as_batch_size(batch_size, max_batch_size)
         self._rank, self._world_size = rank(), num_ranks()
         # Where lmms-eval counts what each process has, exchanged between hosts' memories.
         self.device = torch.device("cpu")

@@ -6,7 +6,8 @@ from typing import Any
 
 from PIL import Image
 
-from vlm.api import Model, Prompt
+from eval.ranks import own_device
+from vlm.api import Model, Prompt, load
 from vlm.engine.scoring import Likelihood
 from vlm.errors import UserError
 
@@ -104,15 +105,23 @@ def show(
     return shown
 
 
-def as_batch_size(given: int | str) -> int:
+def open_model(pretrained: str | Model, device: str | None, dtype: str) -> Model:
+    """A model folder, loaded on this process's device, or a model that is loaded already."""
+    if isinstance(pretrained, Model):
+        return pretrained
+    return load(pretrained, device=own_device(device or "auto"), dtype=dtype)
+
+
+def as_batch_size(given: int | str, most: int | None) -> int:
     """The number of prompts that are run together; `auto` is what our own commands take.
 
+    Args:
+        most: at most so many; None: no limit.
     Raises:
         UserError: it is no number.
     """
-    if str(given).startswith("auto"):
-        return AUTO_BATCH_SIZE
     try:
-        return int(given)
+        wanted = AUTO_BATCH_SIZE if str(given).startswith("auto") else int(given)
     except ValueError:
         raise UserError(f"batch_size is {given!r}, needed: a number, or auto") from None
+    return min(wanted, most or wanted)

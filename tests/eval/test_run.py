@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from data.shapes import SceneConfig
 from data.shards import read_folder
 from eval.benchmark import BenchmarkConfig, find_benchmark
 from eval.predictions import read_predictions
-from eval.run import EvalConfig, Evaluation, evaluate, predictions_path
+from eval.run import EvalConfig, Evaluation, evaluate, model_facts, predictions_path
 from vlm import cli
 from vlm.errors import UserError
 
@@ -215,6 +216,17 @@ def flipped(png: bytes) -> bytes:
     content = BytesIO()
     Image.open(BytesIO(png)).transpose(Image.Transpose.ROTATE_180).save(content, "PNG")
     return content.getvalue()
+
+
+def test_weights_that_changed_are_hashed_anew(model_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(model_folder, folder)
+    first = model_facts(folder).weights_sha256
+    assert model_facts(folder).weights_sha256 == first
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    changed = model_facts(folder).weights_sha256
+    assert changed == {path.name: file_sha256(path)} != first
 
 
 def test_captions_alone_are_no_questions(

@@ -47,8 +47,9 @@ def test_what_cannot_be_done_is_refused_and_what_means_nothing_is_told() -> None
     with pytest.warns(UserWarning, match="image_aspect_ratio"):
         answer_settings({"image_aspect_ratio": "pad"})
     with pytest.raises(UserError, match="batch_size is 'many'"):
-        as_batch_size("many")
-    assert as_batch_size("auto:4") > 1 and as_batch_size("3") == 3
+        as_batch_size("many", None)
+    assert as_batch_size("auto:4", None) > 1 and as_batch_size("3", None) == 3
+    assert as_batch_size(8, 4) == 4 and as_batch_size(2, 4) == 2
 
 
 def test_prompts_with_different_settings_keep_their_order(model: vlm.Model) -> None:
