@@ -32,7 +32,8 @@ NUM_KEPT = 64
 class Predictor:
     """Asks a model the items of a benchmark.
 
-    Greedy, so that predictions depend neither on the batch size nor on what was asked before.
+    Greedy, so that answers depend neither on the batch size nor on what was asked before; of
+    likelihoods the last bits do.
     Prompts that are too long are cut, and answers too, to half of the model's positions.
 
     blind: no picture is shown, of items and of examples.

@@ -169,14 +169,19 @@ class _Asking:
             discard(path)
         wait_for_all()
         with PredictionFile(path, self._settings(items, blind), (rank(), num_ranks())) as file:
-            own = {item.id for item in items[rank() :: num_ranks()] if item.id not in file.known}
-            wanted = (item for item in self._items() if item.id in own) if own else iter(())
+            own = {item.id for item in items[rank() :: num_ranks()]}
+            complete = own <= file.known.keys()
+            items_left = iter(()) if complete else self._items()
+            share = (item for item in items_left if item.id in own)
             predictor = self._predictor(blind)
             console = Console(stderr=True)
             with Progress(console=console, transient=True, disable=rank() > 0) as progress:
                 task = progress.add_task("asking blind" if blind else "asking", total=len(own))
-                for chunk in in_chunks(wanted, self.config.batch_size):
-                    file.append(predictor.predict(chunk))
+                for chunk in in_chunks(share, self.config.batch_size):
+                    # A chunk that a kill cut off is asked whole: the last bits of likelihoods
+                    # depend on what shares a batch.
+                    if any(item.id not in file.known for item in chunk):
+                        file.append(predictor.predict(chunk))
                     progress.advance(task, len(chunk))
         wait_for_all()
         ids = [item.id for item in items]

@@ -10,7 +10,7 @@ from text_benchmarks import TEXT_BENCHMARK_WRITERS
 
 import vlm
 from eval.benchmark import benchmark_names, find_benchmark
-from eval.run import EvalConfig, evaluate
+from eval.run import EvalConfig, evaluate, predictions_path
 from eval.sandbox import code_execution_allowed
 from eval.zero_shot import TASKS
 
@@ -40,3 +40,19 @@ def test_a_benchmark_runs_from_its_files_to_its_report(
         # Sums of rows of other lengths differ in their last bits.
         assert other.logprobs == pytest.approx(one.logprobs, abs=1e-4)
         assert replace(other, logprobs=()) == replace(one, logprobs=())
+
+
+def test_likelihoods_that_were_cut_off_are_completed_to_the_same_bytes(
+    model: vlm.Model, tmp_path: Path
+) -> None:
+    data, whole, cut = tmp_path / "data", tmp_path / "whole.json", tmp_path / "cut.json"
+    data.mkdir()
+    WRITERS["sugarcrepe"](data)
+    benchmark = find_benchmark("sugarcrepe")
+    config = EvalConfig(batch_size=4)
+    evaluate(model, benchmark, data, whole, config)
+    lines = predictions_path(whole).read_bytes().splitlines(keepends=True)
+    for kept in range(1, len(lines)):
+        predictions_path(cut).write_bytes(b"".join(lines[:kept]) + lines[kept][:9])
+        evaluate(model, benchmark, data, cut, config)
+        assert predictions_path(cut).read_bytes() == predictions_path(whole).read_bytes()

@@ -83,7 +83,7 @@ def test_an_evaluation_that_was_killed_goes_on_to_the_same_files(
     whole = predictions_path(tmp_path / "whole.json")
     killed = predictions_path(tmp_path / "killed.json")
     header, *lines = whole.read_bytes().splitlines(keepends=True)
-    killed.write_bytes(header + b"".join(lines[:7]) + lines[7][:20])
+    killed.write_bytes(header + b"".join(lines[:13]) + lines[13][:20])
     asked = []
     plain = vlm.Model.chat_batch
 
